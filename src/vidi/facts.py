@@ -1,0 +1,119 @@
+"""What is true before anything is decided: the data, the machine, the model, what was measured.
+
+Facts are counted or measured, never chosen. They are written to `facts.json` of a run, so that a
+plan can be made again and compared.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class Frozen(BaseModel):
+    """A value: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DatasetFacts(Frozen):
+    """Counted on the user's data after the scan; no pixel of the test split is looked at."""
+
+    name: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    # Usable images of each class in each split, in the order of `classes`.
+    counts: dict[Split, tuple[int, ...]]
+    # Pixels. Quartiles over a sample of the training split (all of it when it is small).
+    height_px: tuple[int, int, int]
+    width_px: tuple[int, int, int]
+    # True when every image of the sample is without colour (one channel, or three equal ones).
+    grey: bool
+    # Where the splits came from, in words: "folders", "stratified, seed 0", ...
+    split_rule: str
+    # Share of training images whose nearest neighbour keeps the class, plain and after a mirror
+    # image was made of the query. None where it was not measured.
+    neighbour_agreement: float | None = None
+    neighbour_agreement_flipped: float | None = None
+    # Files that were seen but are not used, by reason code.
+    quarantined: dict[str, int] = {}
+    ignored: dict[str, int] = {}
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def num_images(self, split: Split) -> int:
+        return sum(self.counts.get(split, ()))
+
+
+class Accelerator(Frozen):
+    """One device that torch can train on besides the processor."""
+
+    kind: Literal["cuda", "mps", "xpu"]
+    name: str
+    memory_bytes: int
+    bfloat16: bool
+
+
+class Machine(Frozen):
+    """This computer, as far as training cares."""
+
+    platform: str
+    processor: str
+    physical_cores: int
+    # What this process may use: fewer than the cores of the machine in a container or a job.
+    usable_cores: int
+    memory_bytes: int
+    # The processor multiplies bfloat16 natively (AVX-512 BF16, AMX or Arm BF16).
+    cpu_bfloat16: bool
+    accelerators: tuple[Accelerator, ...] = ()
+    python: str
+    torch: str
+
+
+class ModelFacts(Frozen):
+    """Counted on the built model, at the size that the plan chose."""
+
+    name: str
+    parameters: int
+    # Multiply-adds of one image, forward.
+    multiply_adds: int
+    num_features: int | None = None
+    stages: tuple[str, ...] = ()
+
+
+class StepTiming(Frozen):
+    """One candidate of the probe, on the real model and real batches."""
+
+    precision: Precision
+    channels_last: bool
+    batch_size: int
+    threads: int
+    images_per_second: float
+    # Why the candidate is out although it ran, e.g. its loss left the tolerance. Empty: it is in.
+    rejected: str = ""
+
+
+class Measurements(Frozen):
+    """What the probe saw. Times are medians."""
+
+    steps: tuple[StepTiming, ...] = ()
+    # Evaluation, images per second at the chosen candidate.
+    evaluation_images_per_second: float | None = None
+    probe_s: float = 0.0
+
+
+class Facts(Frozen):
+    """All of it. `model` and `measured` come in a second pass, once a first plan names the model."""
+
+    dataset: DatasetFacts
+    machine: Machine
+    model: ModelFacts | None = None
+    measured: Measurements | None = None
