@@ -6,6 +6,8 @@ with `exit_code`; nobody sees a traceback for one of these.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -96,3 +98,12 @@ class Interrupted(VidiError):
     def status(self) -> int:
         """The exit status that shells expect: 128 plus the signal's number."""
         return 128 + self.signal_number
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that offers the nearest of the known names, or lists them when none is near."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known are: {', '.join(names)}" if names else ""
