@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from vidi.errors import ConfigError
+from vidi.errors import ConfigError, nearest
 from vidi.facts import Frozen, Precision
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -31,7 +31,7 @@ Rate = Annotated[float, Field(gt=0.0)]
 class DataConfig(Frozen):
     """Which images, how they are split, and what size they get."""
 
-    format: Literal["folder", "idx", "digits"] | str | None = Field(
+    format: str | None = Field(
         None, description="how to read DATA; recognised when left open"
     )
     image_px: Pixels | None = Field(None, description="side of the square that the model sees")
@@ -269,15 +269,6 @@ def load(name: str) -> Any:
         raise ConfigError(
             f"module '{module_name}' has no '{attribute}'", fix=nearest(attribute, names)
         ) from None
-
-
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """A sentence that offers the nearest of the known names, or lists them when none is near."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean '{close[0]}'?"
-    return f"known are: {', '.join(names)}" if names else ""
 
 
 def _validated(tree: dict[str, Any], *, origin: str, text: str) -> Config:

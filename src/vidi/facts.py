@@ -78,6 +78,17 @@ class Machine(Frozen):
     torch: str
 
 
+class WeightsFacts(Frozen):
+    """What a model's pretrained weights were trained on: their pixel contract."""
+
+    image_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Literal["nearest", "bilinear", "bicubic"]
+    # Share of the resized image's side that the centre crop keeps.
+    crop_fraction: float
+
+
 class ModelFacts(Frozen):
     """Counted on the built model, at the size that the plan chose."""
 
@@ -108,12 +119,15 @@ class Measurements(Frozen):
     # Evaluation, images per second at the chosen candidate.
     evaluation_images_per_second: float | None = None
     probe_s: float = 0.0
+    # Seconds since the process was started, when the plan was made; a time budget counts them.
+    spent_s: float = 0.0
 
 
 class Facts(Frozen):
-    """All of it. `model` and `measured` come in a second pass, once a first plan names the model."""
+    """All of it. `model` and `measured` come later, once a first plan names the model and its size."""
 
     dataset: DatasetFacts
     machine: Machine
+    weights: WeightsFacts | None = None
     model: ModelFacts | None = None
     measured: Measurements | None = None
