@@ -81,7 +81,7 @@ def _shape(name: str, final_fraction: float | None, settings: Mapping[str, Any])
             given["final_fraction"] = final_fraction
         elif final_fraction != 0.0:
             raise UsageError(
-                f"schedule '{name}' does not fall: final_fraction = {final_fraction:g} says nothing",
+                f"schedule '{name}' does not fall, so final_fraction says nothing",
                 fix="leave it out, or use 'linear' or 'cosine'",
             )
     for setting in given:

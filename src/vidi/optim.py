@@ -1,0 +1,554 @@
+"""Optimizers by their torch names, parameter groups, learning rates and the weight average.
+
+What tunes together is separated here, so that a search over one number does not move another:
+
+- The learning rate is a group's own `base_learning_rate` times a multiplier from the schedule
+  (`set_learning_rate`). No optimizer meets a scheduler object.
+- Weight decay is decoupled (Loshchilov and Hutter 2019) and does not follow the learning rate, the
+  batch size or the momentum: a weight that gets no gradient shrinks, in one step at the peak of the
+  schedule, by
+
+      weight_decay * REFERENCE_LEARNING_RATE[name] * batch_size / 256
+
+  (by REFERENCE_LEARNING_RATE["sgd"] / (1 - 0.9) for SGD). At the reference rate, 256 images and
+  SGD's momentum of 0.9 the number means what it means to torch: AdamW's 0.05 is torch's 0.05 at
+  1e-3, SGD's 5e-4 is torch's 5e-4 at 0.1. The schedule scales it together with the learning rate.
+- Norm parameters and biases (everything with fewer than two dimensions) do not decay.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from vidi.errors import UsageError, nearest
+
+# The peak learning rates at which a weight decay means what it means to torch.
+REFERENCE_LEARNING_RATE: Final[Mapping[str, float]] = {
+    "sgd": 0.1,
+    "adam": 1e-3,
+    "adamw": 1e-3,
+    "nadam": 1e-3,
+    "rmsprop": 1e-3,
+    "adagrad": 1e-2,
+    "adadelta": 1.0,
+    "muon": 1e-3,
+    "lbfgs": 1.0,
+}
+_REFERENCE_BATCH_SIZE = 256
+_REFERENCE_MOMENTUM = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters that are treated alike.
+
+    Args:
+        name: unique among the groups; stays when a run is resumed.
+        parameters: at least one.
+        decays: weight decay applies.
+        scale: their learning rate, as a share of the run's.
+        hidden: filters and matrices between the first layer and the head: what Muon is for.
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    decays: bool = True
+    scale: float = 1.0
+    hidden: bool = False
+
+
+def groups(
+    network: nn.Module,
+    *,
+    stages: Sequence[tuple[str, nn.Module]] = (),
+    layer_decay: float = 1.0,
+) -> tuple[Group, ...]:
+    """Every parameter of `network` in exactly one group, frozen ones included.
+
+    Frozen parameters get no gradient, so no optimizer touches them; that they are here keeps the
+    order, and with it a checkpoint of the optimizer, when they are unfrozen later.
+
+    Args:
+        network: where the parameters come from.
+        stages: ordered parts from input to head (`Classifier.stages`); parameters in none of them,
+            like a class token, count to the first.
+        layer_decay: each stage learns that many times as fast as the one after it; 1 for all alike.
+            (Howard and Ruder 2018; Clark et al. 2020.)
+
+    Raises:
+        UsageError: `layer_decay` is not in (0, 1].
+    """
+    if not 0.0 < layer_decay <= 1.0:
+        raise UsageError(f"layer_decay = {layer_decay}: give a number above 0, at most 1")
+    named = list(network.named_parameters())
+    stage_of = {
+        id(parameter): index
+        for index, (_, module) in enumerate(stages)
+        for parameter in module.parameters()
+    }
+    matrices = [parameter for _, parameter in named if parameter.ndim >= 2]
+    ends = {id(matrices[0]), id(matrices[-1])} if matrices else set()
+    # Some architectures name further parameters that must not shrink (timm: position embeddings).
+    declared = getattr(network, "no_weight_decay", None)
+    exempt = set(declared()) if callable(declared) else set()
+
+    found: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        decays = parameter.ndim >= 2 and name not in exempt
+        hidden = decays and id(parameter) not in ends
+        stage = stage_of.get(id(parameter), 0) if layer_decay < 1.0 else 0
+        found.setdefault((stage, decays, hidden), []).append(parameter)
+    last = max(len(stages) - 1, 0) if layer_decay < 1.0 else 0
+    return tuple(
+        Group(
+            name=_group_name(
+                stages[stage][0] if layer_decay < 1.0 and stages else "", decays, hidden
+            ),
+            parameters=tuple(parameters),
+            decays=decays,
+            scale=layer_decay ** (last - stage),
+            hidden=hidden,
+        )
+        for (stage, decays, hidden), parameters in sorted(found.items(), reverse=True)
+    )
+
+
+def _group_name(stage: str, decays: bool, hidden: bool) -> str:
+    kind = "hidden weights" if hidden else "weights" if decays else "norms and biases"
+    return f"{stage}: {kind}" if stage else kind
+
+
+def make(
+    name: str,
+    groups: Iterable[Group],
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    batch_size: int = 256,
+    **settings: Any,
+) -> torch.optim.Optimizer:
+    """The optimizer of that torch name.
+
+    Args:
+        name: one of `OPTIMIZERS`.
+        groups: from `groups()`, or your own.
+        learning_rate: the peak, for this batch size; torch's `lr`.
+        weight_decay: see the rule at the top of this module.
+        momentum: of SGD (Nesterov), RMSprop and Muon; the first beta of Adam, AdamW and NAdam.
+            Adagrad, Adadelta and L-BFGS have none.
+        batch_size: images of one update, for the rule of the weight decay.
+        settings: further settings of the torch optimizer, such as `betas`, `eps` or `nesterov`.
+
+    Raises:
+        UsageError: an unknown name or setting, or a number that cannot be.
+    """
+    build = OPTIMIZERS.get(name)
+    if build is None:
+        raise UsageError(f"there is no optimizer '{name}'", fix=nearest(name, OPTIMIZERS))
+    for what, value, low in (
+        ("learning_rate", learning_rate, 0.0),
+        ("weight_decay", weight_decay, 0.0),
+        ("momentum", momentum, 0.0),
+    ):
+        if not (math.isfinite(value) and value >= low) or (what == "learning_rate" and value == 0):
+            raise UsageError(f"{what} = {value}: give a positive number")
+    if momentum >= 1.0:
+        raise UsageError(f"momentum = {momentum}: give a number below 1")
+    groups = tuple(groups)
+    if not any(group.parameters for group in groups):
+        raise UsageError("the model has no parameters to train")
+    shrink = weight_decay * REFERENCE_LEARNING_RATE[name] * batch_size / _REFERENCE_BATCH_SIZE
+    optimizer = build(_Asked(groups, learning_rate, shrink, momentum, settings))
+    for group in optimizer.param_groups:
+        group["base_learning_rate"] = group["lr"]
+    return optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    groups: tuple[Group, ...]
+    learning_rate: float
+    # Share of a weight that goes in one step at the peak, without momentum.
+    shrink: float
+    momentum: float
+    settings: Mapping[str, Any]
+
+    def torch_groups(self, *, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups as torch takes them; `weight_decay` is multiplied by the learning rate there."""
+        return [
+            {
+                "params": list(group.parameters),
+                "name": group.name,
+                "lr": self.learning_rate * group.scale,
+                "weight_decay": weight_decay if group.decays else 0.0,
+            }
+            for group in self.groups
+            if group.parameters
+        ]
+
+    @property
+    def decoupled(self) -> list[dict[str, Any]]:
+        return self.torch_groups(weight_decay=self.shrink / self.learning_rate)
+
+    def fused(self, kinds: set[str]) -> dict[str, bool]:
+        """{"fused": True} where torch's fused kernel is there and pays, else its own choice.
+
+        On the processor it halves the time of a step or better (ResNet-18's filters with SGD: 13 to
+        6 ms), but copies weights that do not lie in memory in the order of their indices (9 to
+        15 ms in channels_last format).
+        """
+        if self.settings.get("foreach"):
+            return {}
+        parameters = [parameter for group in self.groups for parameter in group.parameters]
+        able = all(p.is_floating_point() and p.device.type in kinds for p in parameters)
+        in_order = all(p.is_contiguous() for p in parameters if p.device.type == "cpu")
+        return {"fused": True} if able and in_order else {}
+
+    def known(self, optimizer: type[torch.optim.Optimizer], **defaults: Any) -> dict[str, Any]:
+        """The settings on top of our defaults; those that `optimizer` does not have are refused."""
+        names = set(inspect.signature(optimizer).parameters) - {"params", "lr", "weight_decay"}
+        for setting in self.settings:
+            if setting not in names:
+                raise UsageError(
+                    f"{optimizer.__name__} has no setting '{setting}'", fix=nearest(setting, names)
+                )
+        return {**defaults, **self.settings}
+
+
+def _sgd(asked: _Asked) -> torch.optim.Optimizer:
+    # torch adds the decay to the gradient, so momentum multiplies it by 1 / (1 - momentum), which
+    # is taken out here and put in for the reference momentum.
+    share = (1.0 - asked.momentum) / (1.0 - _REFERENCE_MOMENTUM)
+    groups = asked.torch_groups(weight_decay=share * asked.shrink / asked.learning_rate)
+    settings = asked.known(
+        torch.optim.SGD,
+        momentum=asked.momentum,
+        nesterov=asked.momentum > 0.0,
+        **asked.fused({"cpu", "cuda", "mps", "xpu"}),
+    )
+    return torch.optim.SGD(groups, lr=asked.learning_rate, **settings)
+
+
+def _adam(asked: _Asked) -> torch.optim.Optimizer:
+    settings = asked.known(
+        torch.optim.Adam,
+        betas=(asked.momentum, 0.999),
+        decoupled_weight_decay=True,
+        **asked.fused({"cpu", "cuda", "mps", "xpu"}),
+    )
+    return torch.optim.Adam(asked.decoupled, lr=asked.learning_rate, **settings)
+
+
+def _adamw(asked: _Asked) -> torch.optim.Optimizer:
+    settings = asked.known(
+        torch.optim.AdamW,
+        betas=(asked.momentum, 0.999),
+        **asked.fused({"cpu", "cuda", "mps", "xpu"}),
+    )
+    return torch.optim.AdamW(asked.decoupled, lr=asked.learning_rate, **settings)
+
+
+def _nadam(asked: _Asked) -> torch.optim.Optimizer:
+    settings = asked.known(
+        torch.optim.NAdam, betas=(asked.momentum, 0.999), decoupled_weight_decay=True
+    )
+    return torch.optim.NAdam(asked.decoupled, lr=asked.learning_rate, **settings)
+
+
+def _rmsprop(asked: _Asked) -> torch.optim.Optimizer:
+    settings = asked.known(torch.optim.RMSprop, momentum=asked.momentum)
+    return _shrinking(torch.optim.RMSprop, asked, settings)
+
+
+def _adagrad(asked: _Asked) -> torch.optim.Optimizer:
+    settings = asked.known(torch.optim.Adagrad, **asked.fused({"cpu", "cuda"}))
+    return _shrinking(torch.optim.Adagrad, asked, settings)
+
+
+def _adadelta(asked: _Asked) -> torch.optim.Optimizer:
+    return _shrinking(torch.optim.Adadelta, asked, asked.known(torch.optim.Adadelta))
+
+
+def _shrinking(
+    optimizer: Callable[..., torch.optim.Optimizer], asked: _Asked, settings: dict[str, Any]
+) -> torch.optim.Optimizer:
+    """Decoupled decay for the optimizers whose torch version only knows an L2 penalty."""
+    groups = asked.torch_groups(weight_decay=0.0)
+    for group, source in zip(groups, (g for g in asked.groups if g.parameters), strict=True):
+        group["decoupled_decay"] = asked.shrink / asked.learning_rate if source.decays else 0.0
+    made = optimizer(groups, lr=asked.learning_rate, **settings)
+    made.register_step_pre_hook(_shrink)
+    return made
+
+
+@torch.no_grad()
+def _shrink(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG001 - torch's signature
+    for group in optimizer.param_groups:
+        weights = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if weights and group["decoupled_decay"]:
+            torch._foreach_mul_(weights, 1.0 - group["lr"] * group["decoupled_decay"])
+
+
+def _lbfgs(asked: _Asked) -> torch.optim.Optimizer:
+    if asked.shrink:
+        raise UsageError(
+            "L-BFGS minimises the loss as it is, so weight_decay has to be part of the loss",
+            fix="give weight_decay = 0 and add the penalty in the closure",
+        )
+    if any(group.scale != 1.0 for group in asked.groups):
+        raise UsageError("L-BFGS takes one learning rate for all: no layer decay")
+    settings = asked.known(
+        torch.optim.LBFGS, max_iter=20, history_size=10, line_search_fn="strong_wolfe"
+    )
+    parameters = itertools.chain.from_iterable(group.parameters for group in asked.groups)
+    return torch.optim.LBFGS(list(parameters), lr=asked.learning_rate, **settings)
+
+
+def _muon(asked: _Asked) -> torch.optim.Optimizer:
+    settings = asked.known(Muon, momentum=max(asked.momentum, 0.95))
+    groups = asked.decoupled
+    for group, source in zip(groups, (g for g in asked.groups if g.parameters), strict=True):
+        group["orthogonal"] = source.hidden
+    return Muon(groups, lr=asked.learning_rate, **settings)
+
+
+OPTIMIZERS: Final[Mapping[str, Callable[[_Asked], torch.optim.Optimizer]]] = {
+    "sgd": _sgd,
+    "adam": _adam,
+    "adamw": _adamw,
+    "nadam": _nadam,
+    "rmsprop": _rmsprop,
+    "adagrad": _adagrad,
+    "adadelta": _adadelta,
+    "muon": _muon,
+    "lbfgs": _lbfgs,
+}
+
+
+@final
+class Muon(torch.optim.Optimizer):
+    """Muon for matrices and convolution filters, AdamW for the rest, in one optimizer.
+
+    torch's own Muon takes matrices only. This one takes a filter (O, I, H, W) as the matrix
+    (O, I * H * W), does equal shapes together in one batch of matrix products, and updates the
+    groups whose "orthogonal" is false with AdamW, so that one checkpoint holds all of it. On
+    matrices it equals torch.optim.Muon with adjust_lr_fn="match_rms_adamw", whose learning rates
+    are AdamW's. Jordan et al. 2024; Liu et al. 2025, "Muon is Scalable for LLM Training".
+    """
+
+    # The quintic of Jordan et al.: steep at zero, so that five steps are enough.
+    _A, _B, _C = 3.4445, -4.7750, 2.0315
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        momentum: float = 0.95,
+        steps: int = 5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "steps": steps,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": 0.0,
+            "orthogonal": True,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            gradients = [parameter.grad for parameter in parameters]
+            if parameters and group["orthogonal"]:
+                self._step_matrices(group, parameters, gradients)
+            elif parameters:
+                self._step_others(group, parameters, gradients)
+        return loss
+
+    def _step_matrices(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
+        buffers = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            buffers.append(state["momentum_buffer"])
+        torch._foreach_lerp_(buffers, gradients, 1.0 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
+        torch._foreach_mul_(parameters, 1.0 - float(group["lr"]) * group["weight_decay"])
+
+        by_shape: dict[torch.Size, list[int]] = {}
+        for index, parameter in enumerate(parameters):
+            by_shape.setdefault(parameter.shape, []).append(index)
+        for shape, indices in by_shape.items():
+            matrices = torch.stack([updates[index].flatten(1) for index in indices])
+            orthogonal = self._orthogonalised(matrices, group["steps"])
+            rows, columns = matrices.shape[1:]
+            rate = float(group["lr"]) * 0.2 * math.sqrt(max(rows, columns))
+            for index, update in zip(indices, orthogonal, strict=True):
+                parameters[index].add_(update.view(shape), alpha=-rate)
+
+    @classmethod
+    def _orthogonalised(cls, matrices: Tensor, steps: int) -> Tensor:
+        """(K, M, N) -> the same, each with singular values near 1, by Newton and Schulz."""
+        tall = matrices.shape[1] > matrices.shape[2]
+        x = matrices.bfloat16()
+        if tall:
+            x = x.mT
+        x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+        for _ in range(steps):
+            gram = x @ x.mT
+            polynomial = torch.baddbmm(gram, gram, gram, beta=cls._B, alpha=cls._C)
+            x = torch.baddbmm(x, polynomial, x, beta=cls._A)
+        return (x.mT if tall else x).to(matrices.dtype)
+
+    def _step_others(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
+    ) -> None:
+        first, second, steps = [], [], []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+            first.append(state["exp_avg"])
+            second.append(state["exp_avg_sq"])
+            steps.append(state["step"])
+        adamw(
+            parameters,
+            gradients,
+            first,
+            second,
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
+    """Each group's learning rate becomes `multiplier` times its own base rate."""
+    for group in optimizer.param_groups:
+        rate = group["base_learning_rate"] * multiplier
+        if isinstance(group["lr"], Tensor):
+            # CUDA graphs hold on to the tensor.
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+@final
+class Average:
+    """Exponential moving average of a model's weights and statistics (Polyak and Juditsky 1992).
+
+    `average.model` is a model of its own, in evaluation mode: evaluating it needs no swapping of
+    weights, so nothing can be saved while they are swapped. Early averages are short: the decay of
+    update n is min(decay, (1 + n) / (10 + n)), so that the random start is forgotten.
+
+    An update from a model that holds a NaN or an infinity anywhere is not made.
+
+    Args:
+        model: what is averaged; it is copied.
+        decay: share of the average that stays in one update, in [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise UsageError(f"decay = {decay}: an average takes a number from 0 to below 1")
+        self.decay = decay
+        self.num_updates = 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> bool:
+        """Move towards `model`. False when it was not finite (told on the processor only).
+
+        On an accelerator the test stays on the device, so the update needs no synchronisation; it
+        then counts in `num_updates` although it moved nothing.
+        """
+        averages, values, copies = self._pairs(model)
+        finite = _all_finite(values)
+        on_host = finite.device.type == "cpu"
+        if on_host and not finite:
+            return False
+        weight = 1.0 - min(self.decay, (1.0 + self.num_updates) / (10.0 + self.num_updates))
+        if on_host:
+            torch._foreach_lerp_(averages, values, weight)
+        else:
+            moved = torch._foreach_lerp(averages, values, weight)
+            for average, new in zip(averages, moved, strict=True):
+                torch.where(finite, new, average, out=average)
+        for average, value in copies:
+            average.copy_(value)
+        self.num_updates += 1
+        return True
+
+    def _pairs(
+        self, model: nn.Module
+    ) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+        """Floating tensors to average, and (average, value) of those that are copied: counters."""
+        averages, values, copies = [], [], []
+        ours = self.model.state_dict(keep_vars=True)
+        theirs = model.state_dict(keep_vars=True)
+        for name, average in ours.items():
+            value = theirs[name]
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(value.detach())
+            else:
+                copies.append((average, value))
+        return averages, values, copies
+
+    @torch.no_grad()
+    def reset(self, model: nn.Module) -> None:
+        """Start again from `model`, as after a rollback."""
+        self.model.load_state_dict(model.state_dict())
+        self.num_updates = 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged tensors under the model's names; `num_updates` is kept by the caller."""
+        return dict(self.model.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Tensor], *, num_updates: int) -> None:
+        """What `state_dict` gave, and the count that went with it."""
+        self.model.load_state_dict(state)
+        self.num_updates = num_updates
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """() bool on the tensors' device: no NaN and no infinity, found by one reduction of each."""
+    if tensors[0].device.type == "cpu":
+        # A sum runs at memory speed; torch's norms on the processor take ten times as long.
+        reduced = [tensor.sum() for tensor in tensors]
+    else:
+        reduced = list(torch._foreach_norm([tensor for tensor in tensors if tensor.numel()]))
+    return torch.stack(reduced).isfinite().all()
