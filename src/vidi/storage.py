@@ -52,6 +52,7 @@ __all__ = [
     "discard_folder",
     "dump_json",
     "explained",
+    "is_leftover",
     "make_folder",
     "parse_json",
     "read_file",
@@ -310,7 +311,8 @@ def _beside(path: Path) -> Path:
     return path.parent / f".{secrets.token_hex(6)}.tmp"
 
 
-def _is_leftover(name: str) -> bool:
+def is_leftover(name: str) -> bool:
+    """Whether that is the name of a file or folder whose writing was cut off."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
@@ -642,7 +644,7 @@ def remove_leftovers(folder: Path, *, disk: Disk = DISK) -> None:
     """Removes what writes that were cut off left in `folder`. Only for who holds the lock."""
     with explained("cannot tidy", folder):
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if _is_leftover(entry.name):
+            if is_leftover(entry.name):
                 _remove_tree(Path(entry.path), disk)
 
 
@@ -821,8 +823,9 @@ class Lock:
     def release(self) -> None:
         """Gives it back; does nothing in a forked child, or when somebody else has it by now."""
         if os.getpid() == self._me.pid and self._holder() == self._me:
-            with explained("cannot unlock", self._path):
-                self._path.unlink(missing_ok=True)
+            # A disk that fails now keeps a stale file, which the next one takes over.
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     def confirm(self) -> None:
         """Checks that we still have it, and takes it again when the file was deleted.
