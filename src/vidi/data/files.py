@@ -1,0 +1,162 @@
+"""Files below a root, millions of them: names in one byte array, contents read with patience."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidi.data.cache import Digests
+from vidi.data.dataset import READ_THREADS, content_digest
+from vidi.errors import UnreadableImage
+from vidi.image import Pixels
+
+# Waits before reading again: network file systems lose a file for a moment.
+RETRY_S: Final = (0.05, 0.2, 0.8)
+# More bytes than any image that the pixel limit lets through would have.
+MAX_FILE_BYTES: Final = 1 << 30
+
+_GONE: Final = {errno.ENOENT: "MISSING", errno.ENOTDIR: "MISSING", errno.ELOOP: "BROKEN_LINK"}
+_DENIED: Final = {errno.EACCES: "NO_PERMISSION", errno.EPERM: "NO_PERMISSION"}
+
+
+def read_bytes(path: bytes) -> bytes:
+    """A regular file, whole; raises UnreadableImage with the reason.
+
+    Tried four times in about a second where the failure may pass by itself. Special files are not
+    opened: reading a pipe would never end.
+    """
+    for wait_s in (*RETRY_S, None):
+        try:
+            return _read_once(path)
+        except OSError as error:
+            if error.errno in _DENIED:
+                raise UnreadableImage(
+                    "no permission to read it",
+                    reason="NO_PERMISSION",
+                    fix="give yourself the right to read it",
+                ) from error
+            if wait_s is None:
+                reason = _GONE.get(error.errno or 0, "READ_ERROR")
+                raise UnreadableImage(
+                    f"it cannot be read: {os.strerror(error.errno or 0)}", reason=reason
+                ) from error
+            time.sleep(wait_s)
+    raise AssertionError
+
+
+def _read_once(path: bytes) -> bytes:
+    # Without O_NONBLOCK, opening a pipe that took the place of a file would block for ever.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableImage("it is no regular file", reason="SPECIAL_FILE")
+        if status.st_size > MAX_FILE_BYTES:
+            raise UnreadableImage(f"{status.st_size:,} bytes", reason="TOO_LARGE")
+        data = os.read(descriptor, status.st_size + 1)
+        while part := os.read(descriptor, 1 << 20) if len(data) <= MAX_FILE_BYTES else b"":
+            data += part
+        return data
+    finally:
+        os.close(descriptor)
+
+
+@final
+class Names:
+    """Many byte strings in two arrays: 33 bytes less a path than a list of them."""
+
+    def __init__(self, names: Iterable[bytes]) -> None:
+        parts = list(names)
+        lengths = np.fromiter((len(part) for part in parts), dtype=np.int64, count=len(parts))
+        self._ends = np.cumsum(lengths)
+        self._text = b"".join(parts)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> bytes:
+        start = int(self._ends[index - 1]) if index else 0
+        return self._text[start : int(self._ends[index])]
+
+    def __iter__(self) -> Iterator[bytes]:
+        start = 0
+        for end in self._ends.tolist():
+            yield self._text[start:end]
+            start = end
+
+
+@final
+class Files:
+    """The rows of an image folder or table. `stamps` (N, 3) int64: size, mtime_ns, ctime_ns."""
+
+    def __init__(
+        self, root: bytes, names: Names, stamps: NDArray[np.int64], cache_dir: Path
+    ) -> None:
+        self._root = root
+        self._names = names
+        self._stamps = stamps
+        self._remembered = Digests(cache_dir, root)
+        self._digests: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name_of(self, index: int) -> str:
+        return os.fsdecode(self._names[index])
+
+    def path_of(self, index: int) -> bytes:
+        return os.path.join(self._root, self._names[index])  # noqa: PTH118 (bytes)
+
+    def read(self, index: int) -> bytes:
+        return read_bytes(self.path_of(index))
+
+    def pixels(self, index: int) -> Pixels | None:  # noqa: ARG002 (part of Source)
+        return None
+
+    def known_digests(self) -> NDArray[np.uint8] | None:
+        """(N, 16) if every file is as it was when its content was last read, else None."""
+        if self._digests is None:
+            self._digests = self._remembered.recall(self._keys())
+        return self._digests
+
+    def digests(self) -> NDArray[np.uint8]:
+        known = self.known_digests()
+        if known is None:
+            known = np.zeros((len(self), 16), dtype=np.uint8)
+
+            def digest(index: int) -> None:
+                try:
+                    data = self.read(index)
+                except UnreadableImage:
+                    return
+                known[index] = np.frombuffer(content_digest(data), dtype=np.uint8)
+
+            with ThreadPoolExecutor(READ_THREADS) as pool:
+                list(pool.map(digest, range(len(self))))
+            self.remember(known)
+        return known
+
+    def remember(self, digests: NDArray[np.uint8]) -> None:
+        self._digests = digests
+        self._remembered.keep(self._keys(), digests)
+
+    def _keys(self) -> NDArray[np.uint8]:
+        """(N, 16): name, size and times of each file as it was listed."""
+        keys = np.empty((len(self), 16), dtype=np.uint8)
+        stamps = self._stamps.astype("<i8").tobytes()
+        for index, name in enumerate(self._names):
+            stamp = stamps[24 * index : 24 * index + 24]
+            key = hashlib.blake2b(stamp + name, digest_size=16).digest()
+            keys[index] = np.frombuffer(key, dtype=np.uint8)
+        return keys

@@ -1,0 +1,73 @@
+"""open_dataset: whatever the user calls data, recognised by what it is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from vidi.config import DataConfig
+from vidi.data.dataset import Dataset
+from vidi.data.folder import open_folder
+from vidi.data.idx import image_files, open_digits, open_idx
+from vidi.errors import UsageError
+
+# Names that stand for data without being a path.
+BUILT_IN: Final[dict[str, Callable[[DataConfig], Dataset]]] = {"digits": open_digits}
+FORMATS: Final[dict[str, Callable[[Path, DataConfig], Dataset]]] = {
+    "folder": open_folder,
+    "idx": open_idx,
+}
+
+
+def open_dataset(source: str | Path, asked: DataConfig | None = None) -> Dataset:
+    """List the images of `source`, give each a class and a split, and read none of them.
+
+    source: an image folder, a folder of IDX files (or one of them), or a built-in name.
+
+    Raises:
+        UsageError: there is nothing at that path, or a name that does not exist.
+        DataError: what is there is no data set of at least two classes.
+    """
+    asked = asked or DataConfig()
+    path = Path(source).expanduser()
+    if not path.exists():
+        if str(source) in BUILT_IN:
+            return BUILT_IN[str(source)](asked)
+        raise UsageError(f"no such file or folder: {source}", fix=_nearest(path))
+    return FORMATS[_format_of(path, asked.format)](path, asked)
+
+
+def _format_of(path: Path, asked: str | None) -> str:
+    if asked is not None:
+        if asked not in FORMATS:
+            close = difflib.get_close_matches(asked, FORMATS, n=1)
+            raise UsageError(
+                f"no data format '{asked}'",
+                fix=f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(FORMATS),
+            )
+        return asked
+    if path.is_file():
+        if "idx" in path.name:
+            return "idx"
+        raise UsageError(
+            f"{path} is a file of a kind that is not recognised",
+            fix="give a folder with one sub-folder of images for each class",
+        )
+    return "idx" if image_files(path) else "folder"
+
+
+def _nearest(path: Path) -> str:
+    """What to write instead of a path that is not there."""
+    parent = path.parent
+    while not parent.is_dir():
+        parent, path = parent.parent, parent
+    try:
+        names = [entry.name for entry in parent.iterdir()]
+    except OSError:
+        names = []
+    close = difflib.get_close_matches(path.name, [*names, *BUILT_IN], n=1)
+    if not close:
+        return f"{parent} is there, '{path.name}' is not in it"
+    return f"did you mean {parent / close[0] if close[0] in names else close[0]}?"
