@@ -1,0 +1,305 @@
+"""Crops and flips: where the pixels come from changes, their values (but for resizing) do not."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidi.augment.random import ImageRandom
+from vidi.augment.transform import Transform
+from vidi.batch import Batch
+from vidi.errors import UsageError
+
+Border: TypeAlias = Literal["reflect", "zero"]
+
+# How often a box that does not fit is drawn again before the middle is taken: the number that
+# everyone uses since the first published implementation. Eight in ten fit at the first attempt.
+_ATTEMPTS: Final = 10
+# Values of an image from which on handling it by itself is faster than as one row of many.
+_LARGE: Final = 32 << 10
+
+
+def centre_crop(image_px: int) -> Transform:
+    """The middle square; where the margin is odd, the extra line stays at the bottom or right."""
+
+    def cropped(batch: Batch, rng: ImageRandom, done: float) -> Batch:
+        del rng, done
+        height, width = batch.images.shape[-2:]
+        _check_room(height, width, image_px)
+        if (height, width) == (image_px, image_px):
+            return batch
+        top, left = (height - image_px) // 2, (width - image_px) // 2
+        images = batch.images[..., top : top + image_px, left : left + image_px]
+        # A view of the larger images would make every later step slower than this copy.
+        return _with(batch, images.contiguous(memory_format=layout(batch.images)))
+
+    return cropped
+
+
+def pad_crop(image_px: int, padding_px: int, border: Border = "reflect") -> Transform:
+    """A random window of image_px squared out of the images with `padding_px` more on each side.
+
+    border "reflect" mirrors the image outwards without repeating its edge (as in airbench, Jordan
+    2024, arXiv 2404.00498: better than black on CIFAR-10), "zero" is black.
+    """
+
+    def cropped(batch: Batch, rng: ImageRandom, done: float) -> Batch:
+        del done
+        height, width = batch.images.shape[-2:]
+        _check_room(height + 2 * padding_px, width + 2 * padding_px, image_px)
+        if border == "reflect" and padding_px >= min(height, width):
+            raise UsageError(
+                f"an image of {width} x {height} px cannot be mirrored {padding_px} px outwards",
+                fix="pad less, or with border 'zero'",
+            )
+        rng = rng.stream("pad_crop")
+        top = rng.integers(height + 2 * padding_px - image_px + 1)
+        left = rng.integers(width + 2 * padding_px - image_px + 1)
+        return _with(
+            batch, _windows(_padded(batch.images, padding_px, border), top, left, image_px)
+        )
+
+    return cropped
+
+
+def random_resized_crop(
+    image_px: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Transform:
+    """A random box of each image, resized to image_px squared (bilinear, antialiased).
+
+    scale: the box's area as a share of the image's, equally likely between the two. ratio: its
+    width divided by its height, equally likely on a logarithmic scale. A box that does not fit is
+    drawn again, up to ten times; then the middle is taken, as large as `ratio` allows (Szegedy et
+    al. 2014, arXiv 1409.4842).
+    """
+
+    def cropped(batch: Batch, rng: ImageRandom, done: float) -> Batch:
+        del done
+        height, width = batch.images.shape[-2:]
+        boxes = random_boxes(rng.stream("random_resized_crop"), height, width, scale, ratio)
+        return _with(batch, resized_boxes(batch.images, boxes, image_px))
+
+    return cropped
+
+
+def random_boxes(
+    rng: ImageRandom,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Tensor:
+    """(4, N) int64: top, left, height and width of a random box in each image."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    areas = rng.uniform(*scale, count=_ATTEMPTS) * (height * width)
+    ratios = rng.uniform(low, high, count=_ATTEMPTS).exp()
+    widths = (areas * ratios).sqrt().round().to(torch.int64)
+    heights = (areas / ratios).sqrt().round().to(torch.int64)
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first = fits.to(torch.uint8).argmax(dim=0, keepdim=True)
+    middle_height, middle_width = _largest(height, width, ratio)
+    found = fits.any(dim=0)
+    box_width = torch.where(found, widths.gather(0, first)[0], middle_width)
+    box_height = torch.where(found, heights.gather(0, first)[0], middle_height)
+    top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
+    top = torch.where(found, top, (height - middle_height) // 2)
+    left = torch.where(found, left, (width - middle_width) // 2)
+    return torch.stack((top, left, box_height, box_width))
+
+
+def _largest(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
+    """Height and width of the largest box of an allowed ratio."""
+    if width / height < ratio[0]:
+        return max(1, min(height, round(width / ratio[0]))), width
+    if width / height > ratio[1]:
+        return height, max(1, min(width, round(height * ratio[1])))
+    return height, width
+
+
+def resized_boxes(images: Tensor, boxes: Tensor, image_px: int) -> Tensor:
+    """A box of each image, resized to image_px squared: bilinear, antialiased, edges kept.
+
+    images (N, C, H, W), uint8 or float; boxes (4, N) int64: top, left, height, width.
+    In main memory by torch's fixed-point kernel, one image after the other; on an accelerator all
+    at once by matrix products. The two agree to within one grey level.
+    """
+    if images.device.type != "cpu":
+        return _resized_by_products(images, boxes, image_px)
+    out = torch.empty(
+        (*images.shape[:2], image_px, image_px),
+        dtype=images.dtype,
+        memory_format=layout(images),
+    )
+    size = [image_px, image_px]
+    for number, (top, left, height, width) in enumerate(boxes.T.tolist()):
+        box = images[number : number + 1, :, top : top + height, left : left + width]
+        out[number] = F.interpolate(box, size=size, mode="bilinear", antialias=True)[0]
+    return out
+
+
+def _resized_by_products(images: Tensor, boxes: Tensor, image_px: int) -> Tensor:
+    top, left, box_height, box_width = boxes
+    count, channels, height, width = images.shape
+    down = _weights(top, box_height, height, image_px)
+    across = _weights(left, box_width, width, image_px)
+    pixels = images.permute(0, 2, 3, 1).to(down.dtype).reshape(count, height, width * channels)
+    pixels = torch.bmm(down, pixels).view(count, image_px, width, channels)
+    pixels = pixels.transpose(1, 2).reshape(count, width, image_px * channels)
+    pixels = torch.bmm(across, pixels).view(count, image_px, image_px, channels)
+    return like(pixels.permute(0, 3, 2, 1), images).contiguous(memory_format=layout(images))
+
+
+def _weights(start: Tensor, length: Tensor, size: int, image_px: int) -> Tensor:
+    """(N, image_px, size) float32: what share each of `size` lines has in each line of the result.
+
+    start, length: (N,) int64, the lines that are resized. A triangle as wide as a line of the
+    result (at least as one line of the source), cut off at the box and normed to 1.
+    """
+    device = start.device
+    step = (length.to(torch.float32) / image_px)[:, None, None]
+    lines = torch.arange(size, device=device, dtype=torch.float32)
+    centres = (torch.arange(image_px, device=device, dtype=torch.float32)[:, None] + 0.5) * step
+    away = (lines - start[:, None, None] + 0.5 - centres) / step.clamp(min=1.0)
+    weights = (1.0 - away.abs()).clamp(min=0.0)
+    inside = (lines >= start[:, None, None]) & (lines < (start + length)[:, None, None])
+    weights = weights * inside
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def horizontal_flip(p: float = 0.5) -> Transform:
+    """Left and right exchanged, in a share p of the images."""
+
+    def flipped(batch: Batch, rng: ImageRandom, done: float) -> Batch:
+        del done
+        chosen = rng.stream("horizontal_flip").bernoulli(p)
+        return _with(batch, flipped_where(batch.images, chosen, 3))
+
+    return flipped
+
+
+def vertical_flip(p: float = 0.5) -> Transform:
+    """Top and bottom exchanged, in a share p of the images."""
+
+    def flipped(batch: Batch, rng: ImageRandom, done: float) -> Batch:
+        del done
+        chosen = rng.stream("vertical_flip").bernoulli(p)
+        return _with(batch, flipped_where(batch.images, chosen, 2))
+
+    return flipped
+
+
+def alternating_flip() -> Transform:
+    """Left and right exchanged in every second epoch; in which, is drawn once for each image.
+
+    Two epochs in a row always show both sides, where random flips show the same one twice half of
+    the time (Jordan 2024, arXiv 2404.00498).
+    """
+
+    def flipped(batch: Batch, rng: ImageRandom, done: float) -> Batch:
+        del done
+        first = rng.in_every_epoch().stream("alternating_flip").integers(2)
+        return _with(batch, flipped_where(batch.images, (first + rng.epoch) % 2 == 1, 3))
+
+    return flipped
+
+
+def flipped_where(images: Tensor, chosen: Tensor, dim: int) -> Tensor:
+    """images (N, C, H, W) with dimension `dim` reversed where chosen (N,) bool."""
+    if images.device.type != "cpu":
+        return torch.where(chosen[:, None, None, None], images.flip(dim), images)
+    where = chosen.nonzero().squeeze(1)
+    if not len(where):
+        return images
+    if images[0].numel() >= _LARGE:
+        out = images.clone()
+        for number in where.tolist():
+            out[number] = images[number : number + 1].flip(dim)[0]
+        return out
+    # Small ones as rows of memory: selecting rows is 20 times faster than a masked write.
+    turned = like_rows(rows(images).index_select(0, where), images).flip(dim)
+    source = torch.arange(len(images))
+    source[where] = torch.arange(len(images), len(images) + len(where))
+    return like_rows(torch.cat((rows(images), rows(turned))).index_select(0, source), images)
+
+
+def rows(images: Tensor) -> Tensor:
+    """(N, anything): each image as one row, in the order of its memory."""
+    if images.is_contiguous(memory_format=torch.channels_last):
+        return images.permute(0, 2, 3, 1).flatten(1)
+    return images.flatten(1)
+
+
+def like_rows(data: Tensor, images: Tensor) -> Tensor:
+    """What `rows(images)` was made of, for other rows: (M, C, H, W) in the layout of `images`."""
+    channels, height, width = images.shape[1:]
+    if images.is_contiguous(memory_format=torch.channels_last):
+        return data.view(-1, height, width, channels).permute(0, 3, 1, 2)
+    return data.view(-1, channels, height, width)
+
+
+def like(pixels: Tensor, images: Tensor) -> Tensor:
+    """Float pixels as the type of `images`: rounded and cut to 0..255 for uint8."""
+    if images.dtype == torch.uint8:
+        pixels = pixels.round().clamp(0, 255)
+    return pixels.to(images.dtype)
+
+
+def _padded(images: Tensor, padding_px: int, border: Border) -> Tensor:
+    """images with padding_px more on each side, in channels_last memory."""
+    count, channels, height, width = images.shape
+    across, down = width + padding_px, height + padding_px
+    room = images.new_zeros(count, height + 2 * padding_px, width + 2 * padding_px, channels)
+    inside = room[:, padding_px:down, padding_px:across]
+    inside.copy_(images.permute(0, 2, 3, 1))
+    if border == "reflect":
+        # Line by line: twice as fast as an index for each line, five times as fast as F.pad.
+        for k in range(padding_px):
+            room[:, :, padding_px - 1 - k] = room[:, :, padding_px + 1 + k]
+            room[:, :, across + k] = room[:, :, across - 2 - k]
+        for k in range(padding_px):
+            room[:, padding_px - 1 - k] = room[:, padding_px + 1 + k]
+            room[:, down + k] = room[:, down - 2 - k]
+    return room.permute(0, 3, 1, 2)
+
+
+def _windows(images: Tensor, top: Tensor, left: Tensor, image_px: int) -> Tensor:
+    """image_px squared out of each image (N, C, H, W, channels last), from top, left (N,) int64.
+
+    Every window is a row of one overlapping view, numbered by where it starts, so that one
+    index_select copies whole lines: ten times faster than advanced indexing, on both devices.
+    """
+    count, channels, height, width = images.shape
+    pixels = images.permute(0, 2, 3, 1)
+    last_start = (height - image_px) * width + (width - image_px)
+    windows = pixels.as_strided(
+        ((count - 1) * height * width + last_start + 1, image_px, image_px * channels),
+        (channels, width * channels, 1),
+    )
+    starts = (torch.arange(count, device=top.device) * height + top) * width + left
+    cut = windows.index_select(0, starts).view(count, image_px, image_px, channels)
+    return cut.permute(0, 3, 1, 2)
+
+
+def layout(images: Tensor) -> torch.memory_format:
+    """How images lie in memory. One channel fits both; then it is channels_last."""
+    if images.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _with(batch: Batch, images: Tensor) -> Batch:
+    return Batch(images, batch.targets, batch.ids)
+
+
+def _check_room(height: int, width: int, image_px: int) -> None:
+    if min(height, width) < image_px:
+        raise UsageError(
+            f"a crop of {image_px} px does not fit into images of {width} x {height} px",
+            fix="store the images larger, or ask for a smaller image_px",
+        )

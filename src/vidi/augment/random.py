@@ -1,0 +1,203 @@
+"""Random numbers that belong to an image, not to a batch, a thread or a device.
+
+Every number is a pure function of (seed, epoch, image id, stream, draw number): a hash, not the
+next value of a generator. So the same image gets the same treatment in the same epoch whatever else
+is in its batch, whoever computes it, and wherever a run was interrupted.
+
+The hash is SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+generators"): each (image, stream) is a place of its own in SplitMix64's sequence, found by hashing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from copy import copy
+from threading import Lock
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from vidi.errors import UsageError
+
+_MASK: Final = (1 << 64) - 1
+_GOLDEN: Final = 0x9E3779B97F4A7C15
+# Draws come in blocks: eight rows cost as many kernel launches as one, and a transform uses a few.
+_BLOCK: Final = 8
+_RATE_24: Final = 2.0**-24
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+_MULTIPLY_1: Final = _signed(0xBF58476D1CE4E5B9)
+_MULTIPLY_2: Final = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(x: Tensor, places: int) -> Tensor:
+    """A logical shift; that of int64 tensors copies the sign bit into the top."""
+    return (x >> places) & ((1 << (64 - places)) - 1)
+
+
+def mixed(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64 (any shape): a bijection whose every output bit depends on
+    every input bit. Multiplication wraps around."""
+    x = (x ^ _shift_right(x, 30)) * _MULTIPLY_1
+    x = (x ^ _shift_right(x, 27)) * _MULTIPLY_2
+    return x ^ _shift_right(x, 31)
+
+
+def _key(*parts: int | str) -> int:
+    """64 bits from some values, the same in every process (Python's own `hash` is not)."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+@final
+class _Draws:
+    """The hashed ids of one whole batch and what was drawn for it, shared by all its streams.
+
+    Threads that work on parts of a batch share the draws too: hashing a block for all images costs
+    hardly more than for a few.
+    """
+
+    def __init__(self, base: int, ids: Tensor) -> None:
+        self.count = len(ids)
+        self._images = mixed(ids ^ _signed(base))
+        self._steps = torch.arange(_BLOCK, device=ids.device)[:, None] * _signed(_GOLDEN)
+        self._blocks: dict[tuple[int, int], Tensor] = {}
+        self._lock = Lock()
+
+    def block(self, path: int, number: int) -> Tensor:
+        """(_BLOCK, N) int64: one block of draws of the stream `path`."""
+        with self._lock:
+            block = self._blocks.get((path, number))
+            if block is None:
+                first = _signed(path + _GOLDEN * (1 + number * _BLOCK))
+                block = mixed(self._images + (self._steps + first))
+                self._blocks[path, number] = block
+            return block
+
+
+@final
+class ImageRandom:
+    """One stream of random numbers for each image of a batch.
+
+    Each method below is one draw (`normal`: two) and gives one number per image, on the device of
+    the ids, without a sync; with `count`, that many draws at once, (count, N), the same numbers as
+    one after the other. Integer results are equal on every device, and so is everything made of
+    them by one rounding (`uniform` from 0 to 1, `bernoulli`, `integers`); the last bit of `normal`
+    may differ, for its logarithm and cosine do.
+
+    `stream(name)` splits off an independent stream. Each transform draws from its own, so that
+    adding a transform does not move the numbers of the others. Asking for the same name again gives
+    the next stream of that name, so that a transform can be used twice.
+    """
+
+    def __init__(self, seed: int, epoch: int, ids: Tensor) -> None:
+        """ids: (N,) int64, on the device where the numbers are wanted."""
+        if ids.dtype != torch.int64 or ids.ndim != 1:
+            raise UsageError(
+                f"image ids must be one int64 each, not {ids.dtype} of shape {tuple(ids.shape)}"
+            )
+        self.seed = seed
+        self.epoch = epoch
+        self._ids = ids
+        self._draws = _Draws(_key("epoch", seed, epoch), ids)
+        self._start, self._stop = 0, len(ids)
+        self._path = _key("root")
+        self._children: dict[str, int] = {}
+        self._next_draw = 0
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    @property
+    def ids(self) -> Tensor:
+        """(N,) int64."""
+        return self._ids[self._start : self._stop]
+
+    def stream(self, name: str) -> ImageRandom:
+        """An independent stream of the same images; the k-th call with one name gives the k-th."""
+        occurrence = self._children.get(name, 0)
+        self._children[name] = occurrence + 1
+        child = copy(self)
+        child._path = _key(self._path, name, occurrence)
+        child._children = {}
+        child._next_draw = 0
+        return child
+
+    def in_every_epoch(self) -> ImageRandom:
+        """A stream whose numbers are the same in every epoch."""
+        same = copy(self)
+        same._draws = _Draws(_key("every epoch", self.seed), self._ids)
+        same._children = dict(self._children)
+        return same
+
+    def part(self, start: int, stop: int) -> ImageRandom:
+        """The same stream, at the same place, for the images `start` to `stop` of these."""
+        part = copy(self)
+        part._start, part._stop = self._start + start, self._start + stop
+        part._children = dict(self._children)
+        return part
+
+    def bits(self, count: int | None = None) -> Tensor:
+        """(N,) or (count, N) int64, all 64 bits random."""
+        first = self._next_draw
+        self._next_draw += 1 if count is None else count
+        blocks = range(first // _BLOCK, (self._next_draw - 1) // _BLOCK + 1)
+        drawn = [self._draws.block(self._path, number) for number in blocks]
+        block = drawn[0] if len(drawn) == 1 else torch.cat(drawn)
+        if self._stop - self._start != self._draws.count:
+            block = block[:, self._start : self._stop]
+        first -= blocks.start * _BLOCK
+        return block[first] if count is None else block[first : first + count]
+
+    def uniform(
+        self,
+        low: float | Tensor = 0.0,
+        high: float | Tensor = 1.0,
+        *,
+        count: int | None = None,
+    ) -> Tensor:
+        """float32 in low..high, in 2**24 equal steps; below `high` unless rounding lifts it there,
+        which from 0 to 1 it does not. The ends may be one number per image."""
+        unit = _shift_right(self.bits(count), 40).to(torch.float32) * _RATE_24
+        if isinstance(low, float | int) and isinstance(high, float | int) and (low, high) == (0, 1):
+            return unit
+        return unit * (high - low) + low
+
+    def bernoulli(self, p: float | Tensor, *, count: int | None = None) -> Tensor:
+        """bool, true with probability p."""
+        return self.uniform(count=count) < p
+
+    def integers(self, n: int | Tensor, *, count: int | None = None) -> Tensor:
+        """int64, each of 0..n-1 equally likely (to n parts in 2**32); n is at most 2**31, and may
+        be one number per image."""
+        return (_shift_right(self.bits(count), 32) * n) >> 32
+
+    def normal(self, *, count: int | None = None) -> Tensor:
+        """float32, mean 0, variance 1 (Box and Muller 1958)."""
+        above_zero = 1.0 - self.uniform(count=count)
+        angle = (2 * math.pi) * self.uniform(count=count)
+        return torch.sqrt(-2.0 * torch.log(above_zero)) * torch.cos(angle)
+
+
+def partners(count: int, device: torch.device) -> Tensor:
+    """(count,) int64: the image that each image of a batch is mixed with.
+
+    The rule: neighbours are pairs. Image 2k is mixed with 2k+1 and the other way round; the last
+    image of an odd batch with the one before it; a lone image with itself. A loader's order is
+    already random, and this rule gives the same pairs when a batch is cut into micro-batches, or
+    over ranks or threads, as long as the cuts are at even places.
+    """
+    index = torch.arange(count, device=device)
+    pairs = index ^ 1
+    if count % 2:
+        # The last one's partner would be outside: the one before it, or itself when it is alone.
+        pairs = torch.where(index == count - 1, max(count - 2, 0), pairs)
+    return pairs
