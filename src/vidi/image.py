@@ -298,7 +298,7 @@ def _check_size(height: int, width: int) -> None:
 def _open_jpeg(data: bytes, contract: PixelContract) -> _Picture | None:
     """By libjpeg-turbo, strictly; None for the few kinds (CMYK, 12 bit) that Pillow must read."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except ValueError as error:
         if _is_cut(data):
             raise _truncated(data) from error
@@ -329,9 +329,11 @@ def _open_jpeg(data: bytes, contract: PixelContract) -> _Picture | None:
     return _Picture(image, orientation, "jpeg", height, width, tuple(notes))
 
 
-# Cameras pad the end of the picture data; every decoder shows such a file whole. All other warnings
-# of libjpeg mean that some of the picture was invented.
-_HARMLESS: Final = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9")
+# Cameras pad the end of the picture data, editors break the colour profile; every decoder shows such
+# a file whole. All other warnings of libjpeg mean that some of the picture was invented.
+_HARMLESS: Final = re.compile(
+    r"Corrupt JPEG data: (\d+ extraneous bytes before marker 0xd9|bad ICC marker)"
+)
 
 
 def _jpeg_factor(height: int, width: int, contract: PixelContract) -> int:
@@ -407,11 +409,9 @@ def _open_by_pillow(data: bytes, name: str, contract: PixelContract) -> _Picture
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=(_PILLOW[name],))
         _check_size(image.height, image.width)
-        height, width = image.height, image.width
         notes: list[Note] = []
         if getattr(image, "n_frames", 1) > 1 or getattr(image, "is_animated", False):
             notes.append("ANIMATED")
-        orientation = _pillow_orientation(image)
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(
@@ -428,6 +428,9 @@ def _open_by_pillow(data: bytes, name: str, contract: PixelContract) -> _Picture
         if re.search(r"truncat|ended|not enough|end of|incomplete|EOF", str(error), re.IGNORECASE):
             raise UnreadableImage(message, reason="TRUNCATED") from error
         raise UnreadableImage(message, reason="CORRUPT") from error
+    # Only now: PNG may carry it behind the pixels, and Pillow turns TIFF by itself while loading.
+    orientation = _pillow_orientation(image)
+    height, width = image.height, image.width
     if orientation != 1:
         notes.append("ROTATED")
     plain, more = _plain_mode(image, contract)
