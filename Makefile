@@ -1,0 +1,54 @@
+# Everything runs in .venv, which the first target that needs it makes. PYTHON may name another
+# interpreter: make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: demo test test-slow test-all check format bench clean
+
+## demo: train on the handwritten digits that scikit-learn carries, and say where the report is
+demo: $(VENV)/core
+	$(BIN)/vidi train digits --out runs/demo
+	@echo "open runs/demo/report.html in a browser"
+
+## test: the default tests, under ten minutes on two cores
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+## test-slow: the tests that take longer
+test-slow: $(VENV)/dev
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+## test-all: both, in one run
+test-all: $(VENV)/dev
+	$(BIN)/python -m pytest -m "not gpu"
+
+## check: formatter, linter, types
+check: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+## bench: the measurements behind README and docs/measurements.md that need no data to be fetched
+bench: $(VENV)/dev
+	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/loop.py digits
+
+# torch comes first and alone: a range would let another package pull a build of several gigabytes.
+$(VENV)/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
