@@ -1,5 +1,84 @@
-"""vidi: a folder of images in, the best classifier that a time budget and a machine can buy out."""
+"""vidi: a folder of images in, the best classifier that a time budget and a machine can buy out.
+
+The commands are functions here, by the same words. Importing this imports no torch; a name that
+needs it imports it when it is first used.
+"""
 
 from __future__ import annotations
 
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vidi.batch import Batch
+    from vidi.commands import doctor, evaluate, plan, report
+    from vidi.config import Config
+    from vidi.errors import VidiError
+    from vidi.metrics import Evaluation, Predictions
+    from vidi.predictor import Prediction, Predictor, load
+    from vidi.run import Run
+    from vidi.train import train
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Config",
+    "Evaluation",
+    "Prediction",
+    "Predictions",
+    "Predictor",
+    "Run",
+    "VidiError",
+    "__version__",
+    "doctor",
+    "evaluate",
+    "load",
+    "plan",
+    "report",
+    "train",
+]
+
+# Public name -> the module that owns it.
+_OWNERS = {
+    "Batch": "vidi.batch",
+    "Config": "vidi.config",
+    "Evaluation": "vidi.metrics",
+    "Prediction": "vidi.predictor",
+    "Predictions": "vidi.metrics",
+    "Predictor": "vidi.predictor",
+    "Run": "vidi.run",
+    "VidiError": "vidi.errors",
+    "doctor": "vidi.commands",
+    "evaluate": "vidi.commands",
+    "load": "vidi.predictor",
+    "plan": "vidi.commands",
+    "report": "vidi.commands",
+    "train": "vidi.train",
+}
+
+
+class _Package(types.ModuleType):
+    """The commands keep their names: importing the module `vidi.train` must not replace the
+    function `vidi.train`, which is what Python does with submodules otherwise."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _OWNERS and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OWNERS:
+        raise AttributeError(f"module 'vidi' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_OWNERS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -31,9 +31,7 @@ Rate = Annotated[float, Field(gt=0.0)]
 class DataConfig(Frozen):
     """Which images, how they are split, and what size they get."""
 
-    format: str | None = Field(
-        None, description="how to read DATA; recognised when left open"
-    )
+    format: str | None = Field(None, description="how to read DATA; recognised when left open")
     image_px: Pixels | None = Field(None, description="side of the square that the model sees")
     channels: Literal[1, 3] | None = Field(None, description="1 for grey, 3 for colour")
     resize: Literal["crop", "pad", "squash"] | None = Field(
@@ -338,8 +336,10 @@ def _line_of(text: str, location: list[str]) -> int | None:
                 return number
             continue
         key = line.partition("=")[0].strip().strip("\"'")
-        if key in (f"{section}.{field}", section if field is None else ""):
+        if not key:
+            continue
+        if key == (section if field is None else f"{section}.{field}"):
             return number
-        if field is not None and current == section and key == field:
+        if current == section and key == field:
             return number
     return None

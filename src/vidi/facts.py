@@ -124,7 +124,7 @@ class Measurements(Frozen):
 
 
 class Facts(Frozen):
-    """All of it. `model` and `measured` come later, once a first plan names the model and its size."""
+    """All of it. `model` and `measured` come once a first plan has named the model."""
 
     dataset: DatasetFacts
     machine: Machine

@@ -160,7 +160,9 @@ def choose_model(config: Config, dataset: DatasetFacts) -> Choice:
     short_px = min(dataset.height_px[1], dataset.width_px[1])
     small = min(short_px, config.data.image_px or short_px) < SMALL_IMAGE_PX
     if asked.name is not None:
-        weights = asked.weights or ("imagenet" if asked.name in _OFFLINE_WEIGHTS and not small else "none")
+        weights = asked.weights or (
+            "imagenet" if asked.name in _OFFLINE_WEIGHTS and not small else "none"
+        )
         return Choice(asked.name, weights, "asked for")
     if small:
         return Choice(
@@ -226,7 +228,7 @@ def make(config: Config, facts: Facts) -> Plan:
     accumulate = decided.take("accumulate", train.accumulate, (1, "the batch fits"))
     if accumulate > batch_size:
         raise ConfigError(
-            f"train.accumulate = {accumulate} cuts a batch of {batch_size} into less than one image",
+            f"train.accumulate = {accumulate} cuts a batch of {batch_size} into less than an image",
             fix=f"give at most {batch_size}",
         )
     optimizer = _optimizer(config, decided, batch_size, pretrained=pretrained)
@@ -236,9 +238,13 @@ def make(config: Config, facts: Facts) -> Plan:
             train.schedule,
             ("cosine", "ends at zero without a further setting; Loshchilov and Hutter 2017"),
         ),
-        warmup_fraction=decided.take("schedule.warmup_fraction", train.warmup_fraction, _warmup_rule(pretrained)),
+        warmup_fraction=decided.take(
+            "schedule.warmup_fraction", train.warmup_fraction, _warmup_rule(pretrained)
+        ),
     )
-    horizon = decided.take("horizon_steps", None, _horizon_rule(config, facts, batch_size, pretrained))
+    horizon = decided.take(
+        "horizon_steps", None, _horizon_rule(config, facts, batch_size, pretrained)
+    )
     steps_per_epoch = max(1, num_train // batch_size)
     evaluate_every = decided.take(
         "evaluate_every_steps", None, _evaluate_every_rule(horizon, steps_per_epoch)
@@ -296,7 +302,10 @@ def _check_data(dataset: DatasetFacts) -> None:
 def _weights_rule(choice: Choice) -> tuple[str, str]:
     if choice.weights == "none":
         return "none", "from scratch"
-    return choice.weights, "fine-tuning needs a hundredth of the data and time of training from scratch"
+    return (
+        choice.weights,
+        "fine-tuning needs a hundredth of the data and time of training from scratch",
+    )
 
 
 def _pixels(
@@ -312,7 +321,9 @@ def _pixels(
         size_rule = (SMALL_IMAGE_PX, "from scratch, larger images cost more than they bring")
     image_px = decided.take("pixels.image_px", asked.image_px, size_rule)
 
-    same_size = dataset.height_px[0] == dataset.height_px[2] and dataset.width_px[0] == dataset.width_px[2]
+    same_size = (
+        dataset.height_px[0] == dataset.height_px[2] and dataset.width_px[0] == dataset.width_px[2]
+    )
     exact = same_size and median_h == median_w == image_px
     # Photos: room around the crop. 8/7 is the 256 to 224 px of AlexNet and all that followed it.
     fraction = weights.crop_fraction if pretrained and weights is not None else 7 / 8
@@ -324,11 +335,20 @@ def _pixels(
 
     aspect = max(median_h, median_w) / max(1, min(median_h, median_w))
     if exact:
-        resize_rule: tuple[Literal["crop", "pad", "squash"], str] = ("squash", "the images are square")
+        resize_rule: tuple[Literal["crop", "pad", "squash"], str] = (
+            "squash",
+            "the images are square",
+        )
     elif aspect <= 2.0:
-        resize_rule = ("crop", f"the typical image is {median_w} x {median_h} px: little is cut off")
+        resize_rule = (
+            "crop",
+            f"the typical image is {median_w} x {median_h} px: little is cut off",
+        )
     else:
-        resize_rule = ("pad", f"the typical image is {median_w} x {median_h} px: a crop loses half of it")
+        resize_rule = (
+            "pad",
+            f"the typical image is {median_w} x {median_h} px: a crop loses half of it",
+        )
     channels_rule: tuple[Literal[1, 3], str] = (3, "colour")
     if pretrained:
         channels_rule = (3, "the weights take colour")
@@ -379,10 +399,10 @@ def _execution(config: Config, facts: Facts, decided: _Decisions) -> ExecutionPl
             fix="use bfloat16 or float32, or leave it open: it is measured",
         )
     best = _fastest(facts, config)
-    precision = decided.take("execution.precision", asked.precision, _precision_rule(best, device, available))
-    channels_last = decided.take(
-        "execution.channels_last", asked.channels_last, _layout_rule(best)
+    precision = decided.take(
+        "execution.precision", asked.precision, _precision_rule(best, device, available)
     )
+    channels_last = decided.take("execution.channels_last", asked.channels_last, _layout_rule(best))
     threads = decided.take(
         "execution.threads",
         asked.threads,

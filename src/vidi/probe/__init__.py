@@ -1,6 +1,6 @@
 """Measures what no rule of thumb predicts: this model, on these images, on this machine."""
 
 from vidi.probe.machine import keep_memory, machine
-from vidi.probe.speed import measure
+from vidi.probe.speed import Candidate, candidates, measure
 
-__all__ = ["keep_memory", "machine", "measure"]
+__all__ = ["Candidate", "candidates", "keep_memory", "machine", "measure"]

@@ -72,9 +72,7 @@ def _accelerators() -> tuple[Accelerator, ...]:
         )
     if torch.backends.mps.is_available():
         found.append(
-            Accelerator(
-                kind="mps", name="Apple GPU", memory_bytes=_memory_bytes(), bfloat16=False
-            )
+            Accelerator(kind="mps", name="Apple GPU", memory_bytes=_memory_bytes(), bfloat16=False)
         )
     return tuple(found)
 

@@ -65,9 +65,7 @@ def measure(
     for candidate in tries:
         if timings and time.perf_counter() - started_at > limit_s:
             break
-        memory_format = (
-            torch.channels_last if candidate.channels_last else torch.contiguous_format
-        )
+        memory_format = torch.channels_last if candidate.channels_last else torch.contiguous_format
         trial = copy.deepcopy(model).to(memory_format=memory_format)  # type: ignore[call-overload]
         optimizer = make_optimizer(trial)
         trial_settings = _with_precision(settings, candidate.precision)

@@ -1,0 +1,366 @@
+"""The commands: parse, one call, print. Everything they do is there in Python under the same words.
+
+Torch is imported only by the commands that need it, so that `vidi --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from vidi import __version__
+from vidi.errors import Interrupted, VidiError
+
+if TYPE_CHECKING:
+    from vidi.config import Config
+    from vidi.metrics import Evaluation
+
+STARTED_AT = time.monotonic()
+
+app = typer.Typer(
+    name="vidi",
+    help="A folder of images in, the best classifier that your time and your machine can buy out.",
+    epilog="Start with: vidi train photos/   (one folder for each class inside)",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="A folder with one folder of images for each class (inside train, validation and test "
+        "folders, if there are such), a folder of IDX files, or the name 'digits'.",
+        show_default=False,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings as TOML.", show_default=False),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="One setting, such as train.learning_rate=0.1; may be given again.",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="NAME", help="A network, or module:function.", show_default=False
+    ),
+]
+Epochs = Annotated[
+    float | None,
+    typer.Option("--epochs", metavar="N", help="Passes over the images.", show_default=False),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        "--minutes", metavar="M", help="Wall-clock time for everything.", show_default=False
+    ),
+]
+OwnModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODULE:FUNCTION",
+        help="Your own network, if the run trained one.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+RunDirectory = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A directory that `vidi train` wrote.", show_default=False),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"vidi {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where the run is kept; a stopped run there is continued.  "
+            "[default: a new one in runs/]",
+            show_default=False,
+        ),
+    ] = None,
+    model: Model = None,
+    epochs: Epochs = None,
+    minutes: Minutes = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    force_resume: Annotated[
+        bool,
+        typer.Option("--force-resume", help="Continue although settings or data differ."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one classifier, judge it on held-out images, write a report.
+
+    What you leave open is decided for you; `vidi plan` shows every decision with its reason. Give
+    the same command again to continue a stopped run.
+    """
+    from vidi import train as run_training
+    from vidi.show import display
+
+    asked = _asked(config, settings, model=model, epochs=epochs, minutes=minutes)
+    with display(quiet=as_json) as show:
+        run = run_training(
+            data, asked, out=out, show=show, force_resume=force_resume, started_at=STARTED_AT
+        )
+    judged = run.evaluated_splits()
+    split = "test" if "test" in judged else "validation"
+    evaluation = _evaluation(run.read_evaluation(split))
+    if as_json:
+        _print_json(
+            {
+                "run": str(run.path),
+                "report": str(run.report_path),
+                "split": split,
+                "accuracy": evaluation.accuracy,
+                "accuracy_interval": evaluation.accuracy_interval,
+                "n_evaluated": evaluation.n_evaluated,
+            }
+        )
+        return
+    _print_evaluation(evaluation)
+    typer.echo(f"report:  {run.report_path}")
+    typer.echo(f"predict: vidi predict {run.path} IMAGES...")
+
+
+@app.command()
+def plan(
+    data: Data,
+    model: Model = None,
+    epochs: Epochs = None,
+    minutes: Minutes = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show every decision with its reason; trains nothing.
+
+    The images are decoded and the training step is timed, as `train` would do it.
+    """
+    from vidi import plan as make_plan
+    from vidi.show import decision_table, display
+
+    asked = _asked(config, settings, model=model, epochs=epochs, minutes=minutes)
+    with display(quiet=as_json) as show:
+        prepared = make_plan(data, asked, show=show)
+    if as_json:
+        typer.echo(prepared.plan.model_dump_json(indent=2))
+        return
+    decision_table(prepared)
+
+
+@app.command()
+def evaluate(
+    run: RunDirectory,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]",
+            help="Other images to judge on; the run's own test images when left out.",
+            show_default=False,
+        ),
+    ] = None,
+    model: OwnModel = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split", help="train, validation or test.  [default: test, if there is one]"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a run's best weights on held-out images."""
+    from vidi import evaluate as judge
+    from vidi.show import display
+
+    with display(quiet=as_json) as show:
+        evaluation = judge(run, data, split=split, model=_own(model), show=show)
+    if as_json:
+        typer.echo(evaluation.model_dump_json(indent=2))
+        return
+    _print_evaluation(evaluation)
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A directory that `vidi train` wrote.")
+    ],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")
+    ],
+    own_model: OwnModel = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many classes to print.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Say what is on images: one line for each file."""
+    from vidi import load
+    from vidi.predictor import image_files
+
+    predictor = load(model, model=_own(own_model))
+    failed = 0
+    for path in image_files(images):
+        try:
+            prediction = predictor(path.read_bytes())
+        except (VidiError, OSError) as error:
+            failed += 1
+            if as_json:
+                _print_json({"file": str(path), "error": _first_line(error)}, indent=None)
+            else:
+                typer.echo(f"{_printable(str(path))}: {_first_line(error)}", err=True)
+            continue
+        if as_json:
+            ranked = [
+                {"label": label, "probability": share} for label, share in prediction.top[:top]
+            ]
+            _print_json({"file": str(path), "top": ranked}, indent=None)
+        else:
+            ranked_text = "  ".join(
+                f"{_printable(label)} {share:.1%}" for label, share in prediction.top[:top]
+            )
+            typer.echo(f"{_printable(str(path))}: {ranked_text}")
+    if failed:
+        typer.echo(f"{failed} files could not be predicted", err=True)
+        raise typer.Exit(3)
+
+
+@app.command()
+def report(run: RunDirectory) -> None:
+    """Write a run's report again: one HTML page that opens anywhere."""
+    from vidi import report as write_report
+
+    typer.echo(str(write_report(run)))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine has, what is missing, and what to do about it."""
+    from vidi import doctor as examine
+
+    findings = examine()
+    if as_json:
+        typer.echo(findings.model_dump_json(indent=2))
+        return
+    for finding in findings.lines():
+        typer.echo(finding)
+
+
+def _asked(
+    path: Path | None,
+    assignments: list[str] | None,
+    *,
+    model: str | None,
+    epochs: float | None,
+    minutes: float | None,
+) -> Config:
+    """The config file, then --set, then the options of the command."""
+    from vidi import config as configuration
+
+    asked = configuration.read(path) if path else configuration.Config()
+    settings = configuration.parse_settings(assignments or [])
+    options = {"model.name": model, "train.epochs": epochs, "train.minutes": minutes}
+    settings |= {name: value for name, value in options.items() if value is not None}
+    return asked.with_settings(settings)
+
+
+def _own(name: str | None) -> Any:
+    from vidi.config import load
+
+    return None if name is None else load(name)
+
+
+def _evaluation(text: str) -> Evaluation:
+    from vidi.metrics import Evaluation
+
+    return Evaluation.model_validate_json(text)
+
+
+def _print_evaluation(evaluation: Evaluation) -> None:
+    low, high = evaluation.accuracy_interval
+    split = {"test": "test", "validation": "validation (used to choose the weights: optimistic)"}
+    name = split.get(evaluation.split, evaluation.split)
+    typer.echo(
+        f"{name} accuracy {evaluation.accuracy:.2%} "
+        f"(95 % interval {low:.2%} to {high:.2%}, {evaluation.n_evaluated:,} images)"
+    )
+    if evaluation.n_evaluated != evaluation.n_expected:
+        missing = evaluation.n_expected - evaluation.n_evaluated
+        typer.echo(f"{missing:,} images of that split could not be read and are not counted")
+
+
+def _print_json(value: Any, *, indent: int | None = 2) -> None:
+    typer.echo(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
+
+
+def _printable(text: str) -> str:
+    """Names come from the user's disk: control characters would drive the terminal."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, VidiError):
+        return _printable(error.message)
+    return _printable(getattr(error, "strerror", None) or str(error))
+
+
+@contextlib.contextmanager
+def _errors_explained() -> Iterator[None]:
+    """Our errors in words and with their exit code; all else is a bug, with its traceback."""
+    try:
+        yield
+    except Interrupted as error:
+        _fail(str(error), error.status)
+    except VidiError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped before training began; nothing was lost", 130)
+    except BrokenPipeError:
+        # The reader has gone (`| head`). Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    lines = [_printable(line) for line in message.splitlines()]
+    typer.echo("vidi: " + "\n".join(lines), err=True)
+    sys.exit(status)
+
+
+def main() -> None:
+    """The entry point of the `vidi` command."""
+    with _errors_explained():
+        app()

@@ -1,0 +1,100 @@
+"""A plan to its network, and a run directory to its trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from vidi import model
+from vidi.errors import DamagedError, UsageError
+from vidi.model import Classifier
+from vidi.plan import Plan
+from vidi.run import Run
+
+
+def build_model(plan: Plan, own: Callable[..., nn.Module] | None = None) -> Classifier:
+    """The network of a plan, with its initial weights, on its device.
+
+    Args:
+        plan: what was decided.
+        own: the user's own network, where the plan names one as `module:name`. A name that stands
+            in a file is never imported; it has to be given again.
+
+    Raises:
+        UsageError: no such model, one that cannot take these images, or `own` is missing.
+    """
+    if ":" in plan.model.name and own is None and not plan.model.name.startswith("timm:"):
+        raise UsageError(
+            f"this run trained your own network '{plan.model.name}', and names in files are not "
+            "imported",
+            fix=f"give it again: --model {plan.model.name}",
+        )
+    torch.manual_seed(plan.seed)
+    classifier = model.build(
+        own or plan.model.name,
+        num_classes=plan.model.num_classes,
+        image_px=plan.pixels.image_px,
+        channels=plan.pixels.channels,
+        mean=plan.pixels.mean,
+        std=plan.pixels.std,
+        dropout=plan.model.dropout,
+        stochastic_depth=plan.model.stochastic_depth,
+        weights=None if plan.model.weights == "none" else plan.model.weights,
+    )
+    if plan.model.freeze_batch_norm:
+        model.freeze_batch_norm(classifier)
+    layout = torch.channels_last if plan.execution.channels_last else torch.contiguous_format
+    return classifier.to(device=plan.execution.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def load_weights(classifier: nn.Module, packed: bytes, *, origin: str) -> None:
+    """Copy saved weights into a model, keeping its device and memory layout.
+
+    Raises:
+        DamagedError: not safetensors, or names or shapes differ; they are listed.
+    """
+    try:
+        saved = safetensors.torch.load(packed)
+    except safetensors.SafetensorError as error:
+        raise DamagedError(f"the weights of {origin} are damaged: {error}") from None
+    own = classifier.state_dict()
+    wrong = [f"{name} is missing" for name in own.keys() - saved.keys()]
+    wrong += [f"{name} is unknown" for name in saved.keys() - own.keys()]
+    wrong += [
+        f"{name} is {tuple(saved[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own.keys() & saved.keys()
+        if own[name].shape != saved[name].shape
+    ]
+    if wrong:
+        listed = "; ".join(sorted(wrong)[:5])
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise DamagedError(f"the weights of {origin} do not fit the model: {listed}{more}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+
+def load_best(run: Run, classifier: Classifier) -> int:
+    """Load the weights that validated best, the average where there is one; returns their step.
+
+    Raises:
+        DamagedError: there is no valid checkpoint of the best step.
+        UsageError: nothing was trained yet.
+    """
+    newest, _ = run.newest_checkpoint()
+    if newest is None:
+        raise UsageError(
+            f"{run.path} has no checkpoint yet",
+            fix=f"train first: vidi train DATA --out {run.path}",
+        )
+    best: Any = newest.state["best"]
+    step = newest.step if best is None else int(best["step"])
+    checkpoint = newest if step == newest.step else run.checkpoint(step)
+    name = "ema.safetensors" if "ema.safetensors" in checkpoint.names else "model.safetensors"
+    load_weights(classifier, checkpoint.read(name), origin=f"{run.path}, step {step}")
+    return step

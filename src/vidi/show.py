@@ -1,0 +1,186 @@
+"""What a person sees of long work: a bar on a terminal, plain lines in a pipe or a log."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from vidi.train import Prepared
+    from vidi.train import Progress as Moment
+
+# Plain output says something at least this often, and at most this often between validations.
+PLAIN_EVERY_S = 10.0
+# More redraws than this are not seen by anybody.
+REDRAW_EVERY_S = 0.1
+
+Show = Callable[["str | Moment"], None]
+
+
+@contextlib.contextmanager
+def display(*, quiet: bool = False) -> Iterator[Show]:
+    """A function to tell lines and moments of a run to; on standard error, results go elsewhere."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if quiet:
+        yield lambda _: None
+    elif console.is_terminal:
+        bar = _Bar(console)
+        try:
+            yield bar.show
+        finally:
+            bar.close()
+    else:
+        yield _Plain().show
+
+
+class _Bar:
+    """One line that moves, and above it one line for each validation."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+        )
+        self._task: TaskID | None = None
+        self._drawn_at = 0.0
+        self._validated_step = -1
+
+    def show(self, what: str | Moment) -> None:
+        if isinstance(what, str):
+            self._console.print(Text(what))
+            return
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task("", total=what.last_step, numbers="")
+        for note in what.notes:
+            self._console.print(Text(note, style="yellow"))
+        if _is_new_validation(what, self._validated_step):
+            assert what.validation is not None
+            self._validated_step = what.validation.step
+            self._console.print(Text(validation_line(what)))
+        now = time.monotonic()
+        if now - self._drawn_at < REDRAW_EVERY_S:
+            return
+        self._drawn_at = now
+        self._progress.update(
+            self._task,
+            completed=what.step,
+            description=f"{_PHASES[what.phase]} epoch {what.epoch:.1f}",
+            numbers=numbers(what),
+        )
+        self._progress.refresh()
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _Plain:
+    """Lines; nothing moves, nothing is coloured."""
+
+    def __init__(self) -> None:
+        self._said_at = time.monotonic()
+        self._validated_step = -1
+
+    def show(self, what: str | Moment) -> None:
+        if isinstance(what, str):
+            _line(what)
+            return
+        for note in what.notes:
+            _line(note)
+        now = time.monotonic()
+        if _is_new_validation(what, self._validated_step):
+            assert what.validation is not None
+            self._validated_step = what.validation.step
+            if now - self._said_at >= 1.0 or what.step == what.last_step:
+                _line(validation_line(what))
+                self._said_at = now
+        elif now - self._said_at >= PLAIN_EVERY_S:
+            _line(f"step {what.step} of {what.last_step}: {numbers(what)}")
+            self._said_at = now
+
+
+_PHASES = {"train": "training  ", "validate": "validating", "save": "saving    "}
+
+
+def numbers(moment: Moment) -> str:
+    """Loss, accuracy, rate, what is left, and waiting where there is any."""
+    parts = []
+    if moment.loss is not None and moment.accuracy is not None:
+        parts.append(f"loss {moment.loss:.3f}  accuracy {moment.accuracy:.1%}")
+    parts.append(f"{moment.images_per_second:,.0f} images/s")
+    if moment.wait_fraction >= 0.02:
+        parts.append(f"waits for data {moment.wait_fraction:.0%}")
+    parts.append(f"{duration(moment.remaining_s)} left")
+    return "  ".join(parts)
+
+
+def validation_line(moment: Moment) -> str:
+    """One line for each time the weights were validated."""
+    validation = moment.validation
+    assert validation is not None
+    best = "  best so far" if validation.is_best else ""
+    loss = f"loss {moment.loss:.3f}  " if moment.loss is not None else ""
+    return (
+        f"epoch {moment.epoch:5.1f}  {loss}validation {validation.accuracy:.2%}  "
+        f"log loss {validation.log_loss:.3f}{best}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """1:05, or 2:01:05."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def decision_table(prepared: Prepared) -> None:
+    """Every decision of a plan with its reason, and what the probe measured, on standard output."""
+    console = Console(highlight=False)
+    table = Table(title="decisions", title_justify="left", box=None, pad_edge=False)
+    table.add_column("what", no_wrap=True)
+    table.add_column("value")
+    table.add_column("why")
+    for name, value, reason in prepared.plan.decisions():
+        table.add_row(Text(name), Text(value), Text(reason))
+    console.print(table)
+    measured = prepared.facts.measured
+    if measured is None or not measured.steps:
+        return
+    slowest = min(step.images_per_second for step in measured.steps)
+    table = Table(title="\nmeasured steps", title_justify="left", box=None, pad_edge=False)
+    for heading in ("precision", "layout", "batch", "images/s", "times", ""):
+        table.add_column(heading)
+    for step in sorted(measured.steps, key=lambda step: -step.images_per_second):
+        table.add_row(
+            step.precision,
+            "channels_last" if step.channels_last else "contiguous",
+            str(step.batch_size),
+            f"{step.images_per_second:,.0f}",
+            f"{step.images_per_second / slowest:.2f}",
+            step.rejected,
+        )
+    console.print(table)
+
+
+def _is_new_validation(moment: Moment, last_step: int) -> bool:
+    return moment.validation is not None and moment.validation.step > last_step
+
+
+def _line(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,288 @@
+"""From a folder and a config to a plan and the built half of a run: look, decide, build."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vidi import augment, model, optim, probe, schedule
+from vidi.augment import ImageRandom, Transform
+from vidi.batch import Batch
+from vidi.config import Config, load
+from vidi.data import Dataset, Loader, PixelStore, measure_symmetry, open_dataset, open_store
+from vidi.facts import Facts, Measurements, Split
+from vidi.model import Classifier
+from vidi.plan import Plan, choose_model, make
+from vidi.restore import build_model
+from vidi.step import StepSettings
+from vidi.train.loop import Job
+from vidi.train.state import State, Window
+
+# The probe may take this share of a planned run, or so many seconds, whichever is more.
+PROBE_SHARE = 0.03
+PROBE_MIN_S = 4.0
+# Runs that a guess puts below this are not worth a probe.
+PROBE_WORTH_S = 60.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """The user's own functions, given as objects; names of functions stand in the config."""
+
+    model: Callable[..., nn.Module] | None = None
+    transforms: Sequence[Transform] = ()
+    schedule: Callable[[float], float] | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known and decided before the first step."""
+
+    dataset: Dataset
+    store: PixelStore
+    facts: Facts
+    plan: Plan
+    model: Classifier
+
+
+def prepare(
+    data: str | Path | object,
+    config: Config,
+    extensions: Extensions,
+    *,
+    say: Say,
+    started_at: float,
+) -> Prepared:
+    """Look at data and machine, decide everything, and build the model. Trains nothing.
+
+    Args:
+        say: told what is going on, one line at a time.
+        started_at: `time.monotonic()` when the clock of `train.minutes` began.
+
+    Raises:
+        UsageError, ConfigError: the request cannot be.
+        DataError: the data do not allow it.
+    """
+    probe.keep_memory()
+    machine = probe.machine()
+    dataset = open_dataset(data, config.data)
+    facts = Facts(dataset=dataset.facts(), machine=machine)
+    say(_counted(dataset))
+    choice = choose_model(config, facts.dataset)
+    facts = facts.model_copy(update={"weights": model.weights_facts(choice.name, choice.weights)})
+    first = make(config, facts)
+    dataset, store = decoded(dataset, first, config, say=say)
+    facts = facts.model_copy(update={"dataset": _with_symmetry(dataset, store, config.train.seed)})
+    second = make(config, facts)
+    torch.set_num_threads(second.execution.threads)
+    classifier = build_model(second, own_model(second, config, extensions))
+    facts = facts.model_copy(update={"model": model.facts(classifier, second.pixels)})
+    measured = _measured(second, config, facts, dataset, store, classifier, extensions, say=say)
+    if measured is not None:
+        spent_s = time.monotonic() - started_at
+        measured = measured.model_copy(update={"spent_s": spent_s})
+        facts = facts.model_copy(update={"measured": measured})
+    final = make(config, facts)
+    assert final.pixels == first.pixels, "the pixels were decided before they were decoded"
+    return Prepared(dataset, store, facts, final, classifier)
+
+
+def decoded(
+    dataset: Dataset, plan: Plan, config: Config, *, say: Say
+) -> tuple[Dataset, PixelStore]:
+    """The decoded pixels, and the data set without what could not be decoded.
+
+    Raises:
+        DataError: more files are unreadable than the config allows.
+    """
+    cache_dir = Path(config.data.cache_dir) if config.data.cache_dir else None
+    store = open_store(
+        dataset,
+        plan.pixels,
+        cache_dir=cache_dir,
+        threads=plan.execution.threads,
+        progress=None,
+    )
+    if store.unreadable:
+        first = store.unreadable[0]
+        name = dataset.name_of(first.id)
+        count = len(store.unreadable)
+        more = f" and {count - 1} more" if count > 1 else ""
+        say(f"left out, unreadable: {name} ({first.reason}: {first.message}){more}")
+    for reason in sorted({row.reason for row in store.unreadable}):
+        rows = [row for row in store.unreadable if row.reason == reason]
+        dataset = dataset.without([row.id for row in rows], reason, [row.message for row in rows])
+    return dataset, store
+
+
+def build_optimizer(plan: Plan, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a plan over a network's parameter groups."""
+    settings = plan.optimizer
+    return optim.make(
+        settings.name,
+        optim.groups(network),
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+    )
+
+
+def own_model(
+    plan: Plan, config: Config, extensions: Extensions
+) -> Callable[..., nn.Module] | None:
+    """The user's own network: handed over as an object, or named in what was asked just now."""
+    if (
+        extensions.model is not None
+        or config.model.name is None
+        or plan.model.name != config.model.name
+    ):
+        return extensions.model
+    if ":" in config.model.name and not config.model.name.startswith("timm:"):
+        return load(config.model.name)  # type: ignore[no-any-return]
+    return None
+
+
+def build_state(plan: Plan, classifier: Classifier) -> State:
+    """A run before its first step."""
+    average = optim.Average(classifier, plan.ema_decay) if plan.ema_decay else None
+    return State(
+        model=classifier,
+        optimizer=build_optimizer(plan, classifier),
+        average=average,
+        window=Window.empty(torch.device(plan.execution.device)),
+    )
+
+
+def build_job(
+    plan: Plan, config: Config, dataset: Dataset, store: PixelStore, extensions: Extensions
+) -> Job:
+    """Loaders, augmentation and schedule of a plan."""
+    return Job(
+        train=_training_loader(plan, dataset, store),
+        validation=evaluation_loader(plan, dataset, store, "validation")
+        if len(dataset.indices("validation"))
+        else None,
+        augment=_transform(plan, config, extensions),
+        schedule=_schedule(plan, extensions),
+        device=torch.device(plan.execution.device),
+    )
+
+
+def _training_loader(plan: Plan, dataset: Dataset, store: PixelStore) -> Loader:
+    return Loader(
+        store,
+        dataset.labels,
+        dataset.indices("train"),
+        batch_size=plan.batch_size,
+        seed=plan.seed,
+        shuffle=True,
+        drop_last=True,
+        threads=plan.execution.loader_threads,
+    )
+
+
+def evaluation_loader(plan: Plan, dataset: Dataset, store: PixelStore, split: Split) -> Loader:
+    """Every image of a split, once, in order."""
+    return Loader(
+        store,
+        dataset.labels,
+        dataset.indices(split),
+        batch_size=plan.evaluation_batch_size,
+        seed=plan.seed,
+        shuffle=False,
+        drop_last=False,
+        threads=plan.execution.loader_threads,
+    )
+
+
+def _transform(plan: Plan, config: Config, extensions: Extensions) -> Transform:
+    own = [load(name) for name in config.augment.extra]
+    return augment.compose((augment.from_settings(plan.augment), *own, *extensions.transforms))
+
+
+def _schedule(plan: Plan, extensions: Extensions) -> Callable[[float], float]:
+    name: Any = extensions.schedule or plan.schedule.name
+    if isinstance(name, str) and ":" in name:
+        name = load(name)
+    return schedule.make(name, warmup_fraction=plan.schedule.warmup_fraction)
+
+
+def _with_symmetry(dataset: Dataset, store: PixelStore, seed: int) -> Any:
+    plain, flipped = measure_symmetry(store, dataset.labels, dataset.indices("train"), seed)
+    return dataset.facts().model_copy(
+        update={"neighbour_agreement": plain, "neighbour_agreement_flipped": flipped}
+    )
+
+
+def _counted(dataset: Dataset) -> str:
+    facts = dataset.facts()
+    parts = [f"{facts.num_images(split):,} {split}" for split in facts.counts]
+    return (
+        f"{facts.name}: {', '.join(parts)} images of {facts.num_classes} classes "
+        f"({facts.split_rule})"
+    )
+
+
+def _measured(
+    plan: Plan,
+    config: Config,
+    facts: Facts,
+    dataset: Dataset,
+    store: PixelStore,
+    classifier: Classifier,
+    extensions: Extensions,
+    *,
+    say: Say,
+) -> Measurements | None:
+    """Time the candidates on real batches, unless the run is too short for it to pay."""
+    asked_s = config.train.minutes * 60 if config.train.minutes else None
+    guess_s = asked_s or _guessed_s(plan, facts)
+    if asked_s is None and guess_s < PROBE_WORTH_S:
+        return None
+    loader = _training_loader(plan, dataset, store)
+    transform = _transform(plan, config, extensions)
+    device = torch.device(plan.execution.device)
+    batches: list[Batch] = []
+    steps = loader.batches(epoch=0)
+    for batch in steps:
+        moved = Batch(batch.images.to(device), batch.targets.to(device), batch.ids.to(device))
+        batches.append(transform(moved, ImageRandom(plan.seed, 0, moved.ids), 0.0))
+        if len(batches) == 4:
+            break
+    steps.close()
+    tries = [
+        candidate
+        for candidate in probe.candidates(plan.execution.device, facts.machine)
+        if config.machine.precision in (None, candidate.precision)
+        and config.machine.channels_last in (None, candidate.channels_last)
+    ]
+    say(f"measuring {len(tries)} ways to compute a training step")
+    return probe.measure(
+        classifier,
+        lambda network: build_optimizer(plan, network),
+        batches,
+        StepSettings(
+            precision="float32",
+            label_smoothing=plan.label_smoothing,
+            micro_batch_size=plan.micro_batch_size,
+            clip_norm=plan.clip_norm,
+            seed=plan.seed,
+        ),
+        tries or [probe.Candidate(config.machine.precision or "float32", True)],
+        limit_s=max(PROBE_MIN_S, min(20.0, PROBE_SHARE * guess_s)),
+    )
+
+
+def _guessed_s(plan: Plan, facts: Facts) -> float:
+    """A guess of the run's length at 20 billion multiply-adds a second and core, three passes."""
+    assert facts.model is not None
+    rate = 20e9 * facts.machine.usable_cores * (50 if plan.execution.device != "cpu" else 1)
+    return plan.horizon_steps * plan.batch_size * 3 * facts.model.multiply_adds / rate

@@ -1,0 +1,150 @@
+"""A run that was stopped, opened again: same plan, same state, or a refusal that says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidi import probe
+from vidi.config import Config, parse
+from vidi.data import open_dataset
+from vidi.errors import MismatchError
+from vidi.facts import Facts
+from vidi.plan import Plan, make
+from vidi.restore import build_model
+from vidi.run import Run
+from vidi.train.prepare import (
+    Extensions,
+    Prepared,
+    Say,
+    build_state,
+    decoded,
+    own_model,
+)
+from vidi.train.state import State
+
+# Settings that may change between two parts of a run: they do not change what is learnt, only how
+# fast, or how often it is saved.
+FREE = ("machine.threads", "machine.loader_threads", "machine.device", "checkpoint", "evaluate")
+
+
+def reopened(
+    run: Run,
+    data: str | Path | object,
+    config: Config,
+    extensions: Extensions,
+    *,
+    say: Say,
+    force: bool,
+) -> tuple[Prepared, State]:
+    """Everything as it was at the newest valid checkpoint, or at the start when there is none.
+
+    Raises:
+        MismatchError: the config, the classes or the data are not those of the run; all differing
+            fields are named. `force` goes on and keeps a note; other classes are never accepted.
+        DamagedError: no checkpoint is valid although there are some.
+    """
+    probe.keep_memory()
+    plan = Plan.from_json(run.text("plan"), origin=f"{run.path}: plan.json")
+    facts = Facts.model_validate_json(run.text("facts"))
+    before = parse(run.text("config"), origin=str(run.config_path))
+    notes: list[str] = []
+    differing = _differing(before, config)
+    if differing == ["train.epochs"] and _longer(before, config):
+        plan = _lengthened(plan, config, facts)
+        run.write_text("plan", plan.model_dump_json(indent=1))
+        run.write_text("config", config.to_toml())
+        notes.append(f"lengthened to {config.train.epochs:g} epochs: the learning rate rises again")
+    elif differing:
+        _refuse_or_note(run, f"the settings differ: {', '.join(differing)}", notes, force=force)
+
+    dataset = open_dataset(data, config.data)
+    if dataset.classes != facts.dataset.classes:
+        raise MismatchError(
+            f"{run.path} was trained on other classes: {_class_difference(dataset.classes, facts)}",
+            fix="give a new --out, or the data that the run began with",
+        )
+    dataset, store = decoded(dataset, plan, config, say=say)
+    if dataset.fingerprint != facts.dataset.fingerprint:
+        changes = _count_changes(dataset.facts().counts, facts.dataset.counts)
+        _refuse_or_note(run, f"the data changed: {changes}", notes, force=force)
+    plan = plan.model_copy(update={"execution": _execution(plan, config)})
+    if len(dataset.indices("train")) != plan.num_train:
+        plan = plan.model_copy(update={"num_train": len(dataset.indices("train"))})
+
+    torch.set_num_threads(plan.execution.threads)
+    classifier = build_model(plan, own_model(plan, config, extensions))
+    state = build_state(plan, classifier)
+    checkpoint, damaged = run.newest_checkpoint()
+    for line in damaged:
+        say(f"damaged, passed over: {line}")
+    run.rewind(checkpoint)
+    if checkpoint is not None:
+        state.restore(checkpoint)
+        say(f"continuing {run.path} from step {state.step} of {plan.last_step}")
+    state.notes += [*notes, *damaged]
+    for note in notes:
+        say(note)
+    return Prepared(dataset, store, facts, plan, classifier), state
+
+
+def _refuse_or_note(run: Run, what: str, notes: list[str], *, force: bool) -> None:
+    if not force:
+        raise MismatchError(
+            f"{run.path} cannot be continued: {what}",
+            fix="give a new --out to start afresh, or --force-resume to continue all the same",
+        )
+    notes.append(f"continued by force although {what}")
+
+
+def _differing(before: Config, now: Config) -> list[str]:
+    old, new = _flat(before), _flat(now)
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return [name for name in names if not name.startswith(FREE)]
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    tree = config.model_dump(exclude={"data": {"cache_dir"}})
+    return {f"{section}.{name}": value for section in tree for name, value in tree[section].items()}
+
+
+def _longer(before: Config, now: Config) -> bool:
+    old, new = before.train.epochs, now.train.epochs
+    return old is not None and new is not None and new > old
+
+
+def _lengthened(plan: Plan, config: Config, facts: Facts) -> Plan:
+    steps = make(config, facts).horizon_steps
+    reasons = {**plan.reasons, "horizon_steps": f"lengthened to {config.train.epochs:g} epochs"}
+    return plan.model_copy(update={"horizon_steps": steps, "last_step": steps, "reasons": reasons})
+
+
+def _execution(plan: Plan, config: Config) -> Any:
+    """The execution as planned, with what the user now asks of the machine."""
+    asked = {
+        name: value
+        for name in ("device", "threads", "loader_threads")
+        if (value := getattr(config.machine, name)) is not None
+    }
+    return plan.execution.model_copy(update=asked)
+
+
+def _class_difference(classes: tuple[str, ...], facts: Facts) -> str:
+    ours, now = set(facts.dataset.classes), set(classes)
+    parts = []
+    if gone := sorted(ours - now):
+        parts.append(f"missing now: {', '.join(gone[:5])}")
+    if new := sorted(now - ours):
+        parts.append(f"new: {', '.join(new[:5])}")
+    return "; ".join(parts) or "their order changed"
+
+
+def _count_changes(now: dict[Any, Any], before: dict[Any, Any]) -> str:
+    parts = [
+        f"{split} had {sum(before.get(split, ())):,} images, now {sum(now.get(split, ())):,}"
+        for split in before
+        if sum(before[split]) != sum(now.get(split, ()))
+    ]
+    return "; ".join(parts) or "some files have other contents or names"

@@ -1,0 +1,228 @@
+"""`train`: one run from one request, new or continued, to its report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vidi import __version__
+from vidi.augment import Transform
+from vidi.config import Config, load
+from vidi.errors import Interrupted, StorageError, VidiError
+from vidi.facts import Facts
+from vidi.plan import Plan
+from vidi.report import write
+from vidi.restore import load_best
+from vidi.run import Run, default_run_path
+from vidi.train.finish import judge, judged
+from vidi.train.loop import Job, Progress, loop, save
+from vidi.train.prepare import Extensions, Prepared, build_job, build_state, prepare
+from vidi.train.resume import reopened
+from vidi.train.signals import watched
+from vidi.train.state import State
+
+# What a display needs: a line of text, or a moment of the run.
+Show = Callable[[str | Progress], None]
+
+
+def train(
+    data: str | Path | object,
+    config: Config | None = None,
+    *,
+    settings: Mapping[str, object] | None = None,
+    out: str | Path | None = None,
+    model: Callable[..., nn.Module] | None = None,
+    transforms: Sequence[Transform] = (),
+    schedule: Callable[[float], float] | None = None,
+    show: Show | None = None,
+    force_resume: bool = False,
+    started_at: float | None = None,
+) -> Run:
+    """Train one classifier, judge it on held-out images and write a report.
+
+    Args:
+        data: a folder of images, a folder of IDX files, "digits", or an object with `__len__`,
+            `read(i) -> bytes`, `labels` and `classes`.
+        config: what is asked; everything that it leaves open is decided and explained.
+        settings: single settings on top, such as `{"train.epochs": 20}`.
+        out: the run directory. One that holds a stopped run of the same config and data is
+            continued, to the same bytes as if it had never stopped. A new one under `runs/` when
+            left out.
+        model: your own network, `model(num_classes) -> Module` from (N, C, H, W) floats to logits.
+        transforms: your own augmentations after the built-in ones, `(batch, rng, done) -> batch`.
+        schedule: your own learning-rate curve, from the share done to a share of the peak.
+        show: told every line and every `Progress`; nothing is printed here.
+        force_resume: continue although config or data differ; what differs is written down.
+        started_at: `time.monotonic()` when the clock of `train.minutes` began; now, if left out.
+
+    Returns:
+        The finished run; `run.evaluation("test")` has the numbers.
+
+    Raises:
+        UsageError, DataError, DamagedError, InUseError, TrainingError, StorageError: see errors.
+        Interrupted: a signal stopped it; the state is saved, the same call continues.
+    """
+    started_at = time.monotonic() if started_at is None else started_at
+    config = (config or Config()).with_settings(settings or {})
+    extensions = Extensions(model=model, transforms=tuple(transforms), schedule=schedule)
+    tell: Show = show or (lambda _: None)
+    path = (
+        Path(out)
+        if out is not None
+        else default_run_path(Path("runs"), _data_name(data), datetime.now())
+    )
+    if Run.exists(path):
+        return _continue(path, data, config, extensions, tell, force=force_resume)
+    # Refused before any work is done, when something else is there.
+    Run.check_free(path)
+    prepared = prepare(data, config, extensions, say=tell, started_at=started_at)
+    if Run.exists(path):
+        # Another process was faster; its lock says who.
+        return _continue(path, data, config, extensions, tell, force=force_resume)
+    run = Run.create(path, texts=_decisions(data, config, prepared))
+    with run.lock():
+        _train(run, config, prepared, build_state(prepared.plan, prepared.model), extensions, tell)
+    return run
+
+
+def _continue(
+    path: Path,
+    data: str | Path | object,
+    config: Config,
+    extensions: Extensions,
+    tell: Show,
+    *,
+    force: bool,
+) -> Run:
+    run = Run.open(path)
+    with run.lock():
+        prepared, state = reopened(run, data, config, extensions, say=tell, force=force)
+        finished = state.step >= prepared.plan.last_step or _is_patience_over(prepared.plan, state)
+        if finished and run.report_path.exists():
+            tell(f"already complete: {run.path}")
+        else:
+            _train(run, config, prepared, state, extensions, tell)
+    return run
+
+
+def _train(
+    run: Run,
+    config: Config,
+    prepared: Prepared,
+    state: State,
+    extensions: Extensions,
+    tell: Show,
+) -> None:
+    plan = prepared.plan
+    tell(_described(plan, prepared.facts))
+    job = build_job(plan, config, prepared.dataset, prepared.store, extensions)
+    _drive(run, plan, job, state, tell)
+    best_step = load_best(run, prepared.model)
+    tell(f"judging the weights of step {best_step}")
+    own_metrics = [load(name) for name in config.evaluate.metrics]
+    for split in ("validation", "test"):
+        if len(prepared.dataset.indices(split)):
+            judged(
+                judge(
+                    run,
+                    plan,
+                    prepared.dataset,
+                    prepared.store,
+                    prepared.model,
+                    split,
+                    own_metrics=own_metrics,
+                )
+            )
+    write(run)
+
+
+def _drive(run: Run, plan: Plan, job: Job, state: State, tell: Show) -> None:
+    """Run the loop to its end, to a signal, or until validation stops getting better."""
+    if _is_patience_over(plan, state):
+        return
+    try:
+        with watched() as stop, contextlib.closing(loop(plan, job, state, run)) as steps:
+            for progress in steps:
+                tell(progress)
+                if stop:
+                    break
+                if _is_patience_over(plan, state):
+                    tell(
+                        "stopping early: validation got no better for "
+                        f"{plan.patience_evaluations} evaluations"
+                    )
+                    break
+            if stop:
+                save(state, run)
+                assert stop.signal_number is not None
+                raise Interrupted(
+                    f"stopped at step {state.step} of {plan.last_step}; "
+                    f"everything is saved in {run.path}",
+                    signal_number=stop.signal_number,
+                    fix="give the same command again to continue"
+                    + ("" if "--out" in sys.argv else f", with --out {run.path}"),
+                )
+    except (VidiError, KeyboardInterrupt):
+        raise
+    except Exception:
+        # The user's own code, or a bug of ours: what was learnt so far is kept.
+        with contextlib.suppress(StorageError):
+            save(state, run)
+        raise
+
+
+def _decisions(data: object, config: Config, prepared: Prepared) -> dict[str, str]:
+    """Everything that a later look, or a continuation, needs."""
+    return {
+        "config": config.to_toml(),
+        "plan": prepared.plan.model_dump_json(indent=1),
+        "facts": prepared.facts.model_dump_json(indent=1),
+        "environment": json.dumps(_environment(data), indent=1),
+    }
+
+
+def _environment(data: object) -> dict[str, Any]:
+    packages = ("torch", "numpy", "pillow", "simplejpeg", "safetensors", "scikit-learn")
+    where = Path(data) if isinstance(data, str | Path) else None
+    return {
+        "vidi": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "packages": {name: metadata.version(name) for name in packages},
+        "threads": torch.get_num_threads(),
+        # Where the data were, so that `vidi evaluate RUN` finds them again.
+        "data": str(where.resolve()) if where is not None and where.exists() else str(data),
+        "data_name": _data_name(data),
+    }
+
+
+def _data_name(data: object) -> str:
+    if isinstance(data, str | Path):
+        return Path(data).resolve().name if Path(data).exists() else str(data)
+    return type(data).__name__
+
+
+def _is_patience_over(plan: Plan, state: State) -> bool:
+    patience = plan.patience_evaluations
+    return patience is not None and state.evaluations_since_best >= patience
+
+
+def _described(plan: Plan, facts: Facts) -> str:
+    execution = plan.execution
+    parameters = f", {facts.model.parameters:,} parameters" if facts.model else ""
+    return (
+        f"{plan.model.name}{parameters}, {plan.pixels.image_px} px, batch {plan.batch_size}, "
+        f"{plan.num_epochs:.3g} epochs of {plan.steps_per_epoch} steps, "
+        f"{execution.precision} on {execution.device}"
+    )
