@@ -267,9 +267,7 @@ def _open(data: bytes, contract: PixelContract) -> _Picture:
             fix="convert it to JPEG or PNG" + _CONVERTERS.get(name, ""),
         )
     if name == "jpeg":
-        picture = _open_jpeg(data, contract)
-        if picture is not None:
-            return picture
+        return _open_jpeg(data, contract)
     return _open_by_pillow(data, name, contract)
 
 
@@ -295,45 +293,43 @@ def _check_size(height: int, width: int) -> None:
 # JPEG ---------------------------------------------------------------------------------------------
 
 
-def _open_jpeg(data: bytes, contract: PixelContract) -> _Picture | None:
-    """By libjpeg-turbo, strictly; None for the few kinds (CMYK, 12 bit) that Pillow must read."""
+def _open_jpeg(data: bytes, contract: PixelContract) -> _Picture:
+    """By libjpeg-turbo, strictly; by Pillow what that cannot or would not read."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours in ("CMYK", "YCCK"):
+            return _open_by_pillow(data, "jpeg", contract)
+        _check_size(height, width)
+        space = "GRAY" if contract.channels == 1 or colours == "Gray" else "RGB"
+        factor = _jpeg_factor(height, width, contract)
+        pixels = simplejpeg.decode_jpeg(
+            data, space, min_height=-(-height // factor), min_width=-(-width // factor)
+        )
+    except UnreadableImage:
+        raise
     except ValueError as error:
         if _is_cut(data):
-            raise _truncated(data) from error
-        return None
-    if colours in ("CMYK", "YCCK"):
-        return None
-    _check_size(height, width)
-    space = "GRAY" if contract.channels == 1 or colours == "Gray" else "RGB"
-    factor = _jpeg_factor(height, width, contract)
-    smallest = {"min_height": -(-height // factor), "min_width": -(-width // factor)}
-    notes: list[Note] = []
-    try:
-        pixels = simplejpeg.decode_jpeg(data, space, **smallest)
-    except ValueError as error:
-        if _is_cut(data):
-            raise _truncated(data) from error
-        if not _HARMLESS.match(str(error)):
-            raise UnreadableImage(f"the JPEG is damaged: {error}", reason="CORRUPT") from error
-        try:
-            pixels = simplejpeg.decode_jpeg(data, space, **smallest, strict=False)
-        except ValueError as again:
-            raise UnreadableImage(f"the JPEG is damaged: {again}", reason="CORRUPT") from again
-        notes.append("DAMAGED")
+            raise UnreadableImage(
+                f"the JPEG ends early, after {len(data):,} bytes",
+                reason="TRUNCATED",
+                fix="get the whole file again, or delete it",
+            ) from error
+        if _HARMLESS.search(str(error)):
+            return _open_by_pillow(data, "jpeg", contract, "DAMAGED")
+        if _UNKNOWN.search(str(error)):
+            return _open_by_pillow(data, "jpeg", contract)
+        raise UnreadableImage(f"the JPEG is damaged: {error}", reason="CORRUPT") from error
     orientation = _jpeg_orientation(data)
-    if orientation != 1:
-        notes.append("ROTATED")
     image = Image.fromarray(pixels[:, :, 0] if space == "GRAY" else pixels)
-    return _Picture(image, orientation, "jpeg", height, width, tuple(notes))
+    notes: tuple[Note, ...] = ("ROTATED",) if orientation != 1 else ()
+    return _Picture(image, orientation, "jpeg", height, width, notes)
 
 
-# Cameras pad the end of the picture data, editors break the colour profile; every decoder shows such
-# a file whole. All other warnings of libjpeg mean that some of the picture was invented.
-_HARMLESS: Final = re.compile(
-    r"Corrupt JPEG data: (\d+ extraneous bytes before marker 0xd9|bad ICC marker)"
-)
+# Cameras pad the end of the picture data, editors break the colour profile; every decoder shows
+# such a file whole. All other warnings of libjpeg mean that some of the picture was invented.
+_HARMLESS: Final = re.compile(r"\d+ extraneous bytes before marker 0xd9|bad ICC marker")
+# Kinds of JPEG that the fast interface does not know.
+_UNKNOWN: Final = re.compile(r"determine (subsampling|colorspace)|[Uu]nsupported|precision")
 
 
 def _jpeg_factor(height: int, width: int, contract: PixelContract) -> int:
@@ -355,14 +351,6 @@ def _jpeg_factor(height: int, width: int, contract: PixelContract) -> int:
 def _is_cut(data: bytes) -> bool:
     """No end-of-image marker, except one of an embedded thumbnail; asked after decoding failed."""
     return data.rfind(b"\xff\xd9") < len(data) // 2
-
-
-def _truncated(data: bytes) -> UnreadableImage:
-    return UnreadableImage(
-        f"the JPEG ends early, after {len(data):,} bytes",
-        reason="TRUNCATED",
-        fix="get the whole file again, or delete it",
-    )
 
 
 def _jpeg_orientation(data: bytes) -> int:
@@ -405,11 +393,11 @@ def _exif_orientation(exif: bytes) -> int:
 # Everything else ----------------------------------------------------------------------------------
 
 
-def _open_by_pillow(data: bytes, name: str, contract: PixelContract) -> _Picture:
+def _open_by_pillow(data: bytes, name: str, contract: PixelContract, *before: Note) -> _Picture:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=(_PILLOW[name],))
         _check_size(image.height, image.width)
-        notes: list[Note] = []
+        notes: list[Note] = list(before)
         if getattr(image, "n_frames", 1) > 1 or getattr(image, "is_animated", False):
             notes.append("ANIMATED")
         image.load()
