@@ -16,12 +16,20 @@ from vidi.errors import ConfigError
 @pytest.mark.parametrize(
     ("text", "place", "way_out"),
     [
-        ("\n[train]\nlearning_rte = 0.1\n", "line 3: no setting 'train.learning_rte'", "'train.learning_rate'"),
+        (
+            "\n[train]\nlearning_rte = 0.1\n",
+            "line 3: no setting 'train.learning_rte'",
+            "'train.learning_rate'",
+        ),
         ("[trian]\nepochs = 3\n", "line 1: no setting 'trian'", "'train'"),
-        ("[data]\nlearning_rate = 1.0\n", "line 2: no setting 'data.learning_rate'", "'train.learning_rate'"),
+        (
+            "[data]\nlearning_rate = 1.0\n",
+            "line 2: no setting 'data.learning_rate'",
+            "'train.learning_rate'",
+        ),
         ("train.epoch = 3\n", "line 1: no setting 'train.epoch'", "'train.epochs'"),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_setting_is_refused_with_its_line_and_the_nearest_name(
     text: str, place: str, way_out: str
 ) -> None:
@@ -78,8 +86,13 @@ def test_toml_out_and_in_again_is_the_same_config(
 
 def test_settings_of_the_command_line_are_typed_as_toml() -> None:
     settings = config.parse_settings(
-        ["train.epochs=20", "model.name=resnet18", "augment.vertical_flip=true", "augment.extra=['a:b']"]
-    )  # fmt: skip
+        [
+            "train.epochs=20",
+            "model.name=resnet18",
+            "augment.vertical_flip=true",
+            "augment.extra=['a:b']",
+        ]
+    )
     assert settings == {
         "train.epochs": 20,
         "model.name": "resnet18",

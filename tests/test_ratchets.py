@@ -1,0 +1,245 @@
+"""Claims about the code as a whole that would rot if nothing held them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import typer
+from typer.main import get_command
+
+import vidi
+from vidi.cli import app
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "vidi"
+
+# The rows of ARCHITECTURE.md, lowest first. A module imports only from rows below its own.
+ROWS = (
+    ("errors",),
+    ("config", "facts", "schedule", "image", "metrics", "space", "storage", "augment_settings"),
+    ("plan",),
+    ("run", "zoo", "batch"),
+    ("data", "augment", "model", "optim", "step"),
+    ("probe", "restore"),
+    ("evaluate", "predictor", "doctor"),
+    ("train", "export", "report", "testing"),
+    ("tune", "serve", "commands"),
+    ("show",),
+    ("cli", "__main__"),
+)
+ROW_OF = {name: number for number, names in enumerate(ROWS) for name in names}
+# Inside row 1 these two are the common ground of the others.
+COMMON = {"facts", "augment_settings", "storage"}
+
+
+def top_modules() -> list[Path]:
+    return [path for path in sorted(SOURCE.iterdir()) if path.suffix == ".py" or path.is_dir()]
+
+
+def imports_of(path: Path) -> set[str]:
+    """The vidi modules, by their first name, that a file imports anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "vidi":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vidi."):
+            found.add((node.module or "").split(".")[1])
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.startswith("vidi.")]
+            found |= {name.split(".")[1] for name in names}
+    return found
+
+
+def files_of(module: Path) -> list[Path]:
+    return [module] if module.suffix == ".py" else sorted(module.rglob("*.py"))
+
+
+def test_every_module_has_a_row() -> None:
+    names = {path.stem for path in top_modules()} - {"__init__", "__pycache__", "py"}
+    assert names <= ROW_OF.keys()
+
+
+@pytest.mark.parametrize(
+    "module", [p for p in top_modules() if p.stem in ROW_OF], ids=lambda p: p.stem
+)
+def test_imports_point_down(module: Path) -> None:
+    name = module.stem
+    for path in files_of(module):
+        for imported in imports_of(path) & ROW_OF.keys() - {name}:
+            below = ROW_OF[imported] < ROW_OF[name]
+            common = ROW_OF[imported] == ROW_OF[name] == 1 and imported in COMMON
+            assert below or common, f"{path.relative_to(ROOT)} imports vidi.{imported}"
+
+
+# Taken by the functions of the same name: `from vidi import train` is the function.
+COMMANDS = {"train", "plan", "evaluate", "report"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE))
+)
+def test_no_module_takes_a_command_for_a_module(path: Path) -> None:
+    if path.name in ("cli.py", "__init__.py"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "vidi":
+            assert not {alias.name for alias in node.names} & COMMANDS
+
+
+PUBLIC = {
+    "doctor": "() -> 'Findings'",
+    "evaluate": "(run: 'str | Path | Run', data: 'str | Path | object | None' = None, *, "
+    "split: 'str | None' = None, model: 'Callable[..., nn.Module] | None' = None, "
+    "show: 'Callable[[Any], None] | None' = None) -> 'Evaluation'",
+    "load": "(path: 'str | Path', *, model: 'Callable[..., nn.Module] | None' = None) "
+    "-> 'Predictor'",
+    "plan": "(data: 'str | Path | object', config: 'Config | None' = None, *, "
+    "settings: 'Mapping[str, object] | None' = None, "
+    "show: 'Callable[[Any], None] | None' = None) -> 'Prepared'",
+    "report": "(run: 'str | Path | Run') -> 'Path'",
+    "train": "(data: 'str | Path | object', config: 'Config | None' = None, *, "
+    "settings: 'Mapping[str, object] | None' = None, out: 'str | Path | None' = None, "
+    "model: 'Callable[..., nn.Module] | None' = None, transforms: 'Sequence[Transform]' = (), "
+    "schedule: 'Callable[[float], float] | None' = None, show: 'Show | None' = None, "
+    "force_resume: 'bool' = False, started_at: 'float | None' = None) -> 'Run'",
+}
+CLASSES = {
+    "Batch",
+    "Config",
+    "Evaluation",
+    "Prediction",
+    "Predictions",
+    "Predictor",
+    "Run",
+    "VidiError",
+}
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(vidi.__all__) == PUBLIC.keys() | CLASSES | {"__version__"}
+    assert all(hasattr(vidi, name) for name in vidi.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_the_public_signatures_are_these(name: str) -> None:
+    assert str(inspect.signature(getattr(vidi, name))) == PUBLIC[name]
+
+
+def test_a_command_stays_a_function_after_its_module_was_imported() -> None:
+    code = "import vidi.train, vidi.plan, vidi; print(callable(vidi.train), callable(vidi.plan))"
+    assert fresh(code) == "True True"
+
+
+OPTIONS = {
+    "doctor": {"--json"},
+    "evaluate": {"--split", "--model", "--json"},
+    "plan": {"--model", "--epochs", "--minutes", "--config", "--set", "--json"},
+    "predict": {"--model", "--top", "--json"},
+    "report": set(),
+    "train": {
+        "--out",
+        "--model",
+        "--epochs",
+        "--minutes",
+        "--config",
+        "--set",
+        "--force-resume",
+        "--json",
+    },
+}
+
+
+def test_the_command_line_has_these_options() -> None:
+    group = get_command(app)
+    commands = typing.cast("dict[str, typing.Any]", getattr(group, "commands", {}))
+    found = {
+        name: {flag for parameter in command.params for flag in parameter.opts if "--" in flag}
+        for name, command in commands.items()
+    }
+    assert found == OPTIONS
+    assert isinstance(app, typer.Typer)
+
+
+def fresh(code: str) -> str:
+    """What a new interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import vidi",
+        "import vidi.cli",
+        "from vidi.plan import make",
+        "from vidi.run import Run",
+        "from vidi.metrics import evaluate",
+        "from vidi.image import prepare",
+        "from vidi import Config",
+        "import vidi.report",
+    ],
+)
+def test_what_needs_no_torch_imports_none(statement: str) -> None:
+    assert fresh(f"import sys; {statement}; print('torch' in sys.modules)") == "False"
+
+
+def test_importing_vidi_imports_nothing_heavy() -> None:
+    heavy = ["numpy", "pydantic", "PIL", "scipy", "sklearn", "rich"]
+    found = fresh(f"import sys; import vidi; print([m for m in {heavy} if m in sys.modules])")
+    assert found == "[]"
+
+
+# What would run code from data, or hide a fault. The one importer of names is config.load.
+BANNED = {
+    "pickle",
+    "torch.hub",
+    "trust_remote_code",
+    "extractall",
+    "os.system",
+    "shell=True",
+    "mktemp(",
+    "yaml.load",
+    "joblib.load",
+    "allow_pickle=True",
+    "strict=False",
+    "LOAD_TRUNCATED_IMAGES",
+    "MAX_IMAGE_PIXELS = None",
+    "0.0.0.0",
+    "|safe",
+    "eval(",
+    "exec(",
+    "__import__(",
+    "import_module(",
+    "torch.load(",
+}
+ALLOWED = {
+    ("config.py", "import_module("),
+    ("__init__.py", "import_module("),
+    ("model.py", "torch.load("),
+}
+
+
+@pytest.mark.parametrize("word", sorted(BANNED))
+def test_what_could_run_code_from_data_is_not_used(word: str) -> None:
+    for path in sorted(SOURCE.rglob("*.py")):
+        if (path.name, word) in ALLOWED:
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            code = line.split("#")[0]
+            called = word in code and not (word in ("eval(", "exec(") and f".{word}" in code)
+            mentioned = '"""' in code or "``" in code
+            assert not called or mentioned, f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+
+
+def test_no_source_says_todo() -> None:
+    for path in sorted(SOURCE.rglob("*.py")):
+        assert "TODO" not in path.read_text(), path
