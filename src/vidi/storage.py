@@ -283,9 +283,7 @@ def parse_json(data: bytes, where: str) -> Any:
     NaN, infinity, doubled keys, endless nesting and endless numbers are refused.
     """
     try:
-        return json.loads(
-            data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique_keys
-        )
+        return _STRICT_JSON.decode(data.decode("utf-8"))
     except RecursionError:
         raise DamagedError(f"{where} is damaged: nested too deeply") from None
     except ValueError as error:
@@ -301,6 +299,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands there twice")
     return found
+
+
+_STRICT_JSON: Final = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique_keys)
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -331,15 +332,15 @@ def write_file(path: Path, data: Buffer, *, disk: Disk = DISK) -> None:
     Raises StorageError; the earlier file is then still there, whole.
     """
     beside = _beside(path)
-    with explained("cannot write", path):
-        try:
+    try:
+        with explained("cannot write", path):
             _write_new(beside, data, disk)
             disk.rename(beside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                disk.unlink(beside)
-            raise
-        disk.fsync_dir(path.parent)
+            disk.fsync_dir(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _remove_tree(beside, disk)
+        raise
 
 
 # Errors of reading that say something about the file, not about this process or its permissions.
@@ -457,9 +458,9 @@ def write_folder(path: Path, files: Mapping[str, Buffer], *, disk: Disk = DISK) 
             raise UsageError(f"{name!r} cannot be the name of a file in {shown(path)}")
     beside = _beside(path)
     aside = path.with_name(path.name + ASIDE)
-    with explained("cannot write", path):
-        _settle(path, aside, disk)
-        try:
+    try:
+        with explained("cannot write", path):
+            _settle(path, aside, disk)
             disk.mkdir(beside)
             manifest = _write_members(beside, files, disk)
             disk.fsync_dir(beside)
@@ -477,13 +478,13 @@ def write_folder(path: Path, files: Mapping[str, Buffer], *, disk: Disk = DISK) 
                 if replaced:
                     disk.rename(aside, path)
                 raise
-        except BaseException:
-            with contextlib.suppress(OSError):
-                _remove_tree(beside, disk)
-            raise
-        if replaced:
-            with contextlib.suppress(OSError):
-                _remove_tree(aside, disk)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _remove_tree(beside, disk)
+        raise
+    if replaced:
+        with contextlib.suppress(OSError):
+            _remove_tree(aside, disk)
     return manifest
 
 
@@ -575,11 +576,11 @@ def verify_folder(folder: Path) -> Manifest:
         raise DamagedError(f"{shown(folder)} {_damage(error, folder)}") from error
     manifest = read_manifest(folder)
     names = sorted(manifest.files)
-    with ThreadPoolExecutor(max_workers=2) as readers:
-        found = readers.map(lambda name: _problem(folder / name, manifest.files[name]), names)
-        problems = [
-            f"{shown(name)} {what}" for name, what in zip(names, found, strict=True) if what
-        ]
+    problems = [
+        f"{shown(name)} {what}"
+        for name, what in zip(names, _problems(folder, names, manifest), strict=True)
+        if what
+    ]
     problems += [
         f"{shown(name)} is not in the manifest"
         for name in sorted(present - set(names) - {MANIFEST})
@@ -587,6 +588,16 @@ def verify_folder(folder: Path) -> Manifest:
     if problems:
         raise DamagedError(f"{shown(folder)}: {'; '.join(problems)}")
     return manifest
+
+
+def _problems(folder: Path, names: Sequence[str], manifest: Manifest) -> list[str]:
+    def check(name: str) -> str:
+        return _problem(folder / name, manifest.files[name])
+
+    if sum(entry.num_bytes for entry in manifest.files.values()) < 4 * _CHUNK_BYTES:
+        return [check(name) for name in names]
+    with ThreadPoolExecutor(max_workers=2) as readers:
+        return list(readers.map(check, names))
 
 
 def _problem(path: Path, entry: FileEntry) -> str:

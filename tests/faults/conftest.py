@@ -1,15 +1,15 @@
 """Disks that fail, lie, or lose their power: what `vidi.storage.Disk` is replaced by in tests.
 
 `CrashDisk` does every operation for real and keeps a model beside it of what a power loss at that
-moment could leave: data that was not flushed may be lost, torn or zeros, names that were not flushed
-may be lost one by one. `CrashDisk.leave` writes such an outcome into another folder.
+moment could leave: data that was not flushed may be lost, torn or zeros, names that were not
+flushed may be lost one by one. `CrashDisk.leave` writes such an outcome into another folder.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, final
@@ -228,9 +228,7 @@ def _fingerprint(folder: ModelFolder, data: DataLoss, names: NameLoss) -> object
     return frozenset(
         (
             name,
-            _fingerprint(node, data, names)
-            if isinstance(node, ModelFolder)
-            else node.after(data),
+            _fingerprint(node, data, names) if isinstance(node, ModelFolder) else node.after(data),
         )
         for name, node in folder.after(names).items()
     )
@@ -253,9 +251,11 @@ class FailingDisk:
         self._corrupts = corrupts
         self._disk = LocalDisk()
         self.operations: list[str] = []
+        self.created: list[Path] = []
 
     def create(self, path: Path) -> int:
         self._count("create")
+        self.created.append(path)
         return self._disk.create(path)
 
     def open_append(self, path: Path) -> int:
@@ -348,5 +348,5 @@ def read_tree() -> Callable[[Path], dict[str, bytes]]:
 
 
 @pytest.fixture(params=[errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES])
-def disk_error(request: pytest.FixtureRequest) -> Iterator[int]:
-    yield int(request.param)
+def disk_error(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
