@@ -18,11 +18,12 @@ What tunes together is separated here, so that a search over one number does not
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -130,7 +131,7 @@ def _group_name(stage: str, decays: bool, hidden: bool) -> str:
 
 def make(
     name: str,
-    groups: Iterable[Group],
+    groups: Iterable[Group] | nn.Module,
     *,
     learning_rate: float,
     weight_decay: float = 0.0,
@@ -142,7 +143,7 @@ def make(
 
     Args:
         name: one of `OPTIMIZERS`.
-        groups: from `groups()`, or your own.
+        groups: from `groups()`, your own, or a module, whose parameters all learn at one rate.
         learning_rate: the peak, for this batch size; torch's `lr`.
         weight_decay: see the rule at the top of this module.
         momentum: of SGD (Nesterov), RMSprop and Muon; the first beta of Adam, AdamW and NAdam.
@@ -165,14 +166,18 @@ def make(
             raise UsageError(f"{what} = {value}: give a positive number")
     if momentum >= 1.0:
         raise UsageError(f"momentum = {momentum}: give a number below 1")
-    groups = tuple(groups)
-    if not any(group.parameters for group in groups):
+    given = _groups_of(groups) if isinstance(groups, nn.Module) else tuple(groups)
+    if not any(group.parameters for group in given):
         raise UsageError("the model has no parameters to train")
     shrink = weight_decay * REFERENCE_LEARNING_RATE[name] * batch_size / _REFERENCE_BATCH_SIZE
-    optimizer = build(_Asked(groups, learning_rate, shrink, momentum, settings))
+    optimizer = build(_Asked(given, learning_rate, shrink, momentum, settings))
     for group in optimizer.param_groups:
         group["base_learning_rate"] = group["lr"]
     return optimizer
+
+
+# `make` has an argument of that name.
+_groups_of = groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,6 +547,20 @@ class Average:
         """What `state_dict` gave, and the count that went with it."""
         self.model.load_state_dict(state)
         self.num_updates = num_updates
+
+
+@contextlib.contextmanager
+def averaged(model: nn.Module, average: Average | None) -> Iterator[nn.Module]:
+    """What to evaluate: the average where there is one, else `model` in evaluation mode."""
+    if average is not None:
+        yield average.model
+        return
+    was_training = model.training
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train(was_training)
 
 
 def _all_finite(tensors: Sequence[Tensor]) -> Tensor:
