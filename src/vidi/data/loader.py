@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import final
 
@@ -77,7 +77,7 @@ class Loader:
         whole, rest = divmod(len(self._ids), self.batch_size)
         return whole + (1 if rest and not self._drop_last else 0)
 
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int = 0, start: int = 0) -> Generator[Batch]:
         """The batches of one epoch from number `start` on; closing it stops its threads."""
         ids = self._ids
         if self._shuffle:

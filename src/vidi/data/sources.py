@@ -32,7 +32,11 @@ def open_dataset(source: str | Path, asked: DataConfig | None = None) -> Dataset
     """
     asked = asked or DataConfig()
     path = Path(source).expanduser()
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise UsageError(f"cannot look at {source}: {error.strerror}") from error
+    if not there:
         if str(source) in BUILT_IN:
             return BUILT_IN[str(source)](asked)
         raise UsageError(f"no such file or folder: {source}", fix=_nearest(path))

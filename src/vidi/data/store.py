@@ -1,7 +1,7 @@
 """PixelStore: every image decoded once, at the size that training needs, as one array on disk.
 
 A store is a folder `stores/<key>` in the cache with `pixels` (raw uint8, row after row) and
-`manifest.json`. The key stands for the contents of the files in their order, the parts of the
+`manifest`. The key stands for the contents of the files in their order, the parts of the
 contract that decide stored pixels, and the decoder; so runs, trials and processes share it, a
 changed file makes another store, and labels or splits do not. It is built beside its place and
 renamed; each block of rows carries a checksum that is compared when the store is opened.
@@ -117,10 +117,7 @@ def _rows_a_block(contract: PixelContract) -> int:
 
 def _open(path: Path, rows: int, contract: PixelContract) -> PixelStore | None:
     """None when there is no store or it is damaged; a damaged one is removed."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        manifest = None
+    manifest = _read_manifest(path / "manifest")
     if manifest is not None and _is_sound(path / "pixels", manifest, rows, contract):
         unreadable = tuple(UnreadableRow(*entry) for entry in manifest["unreadable"])
         # Copy-on-write: torch wants writable memory, and the file must never change.
@@ -129,6 +126,23 @@ def _open(path: Path, rows: int, contract: PixelContract) -> PixelStore | None:
     if path.exists():
         shutil.rmtree(path, ignore_errors=True)
     return None
+
+
+def _manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    """Its own checksum in the first line, then the manifest."""
+    body = json.dumps(manifest).encode()
+    return _checksum(memoryview(body)).encode() + b"\n" + body
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        checksum, _, body = path.read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    if checksum != _checksum(memoryview(body)).encode():
+        return None
+    manifest: dict[str, Any] = json.loads(body)
+    return manifest
 
 
 def _is_sound(pixels: Path, manifest: dict[str, Any], rows: int, contract: PixelContract) -> bool:
@@ -201,7 +215,7 @@ def _build(
             "checksums": [block.checksum for block in blocks],
             "unreadable": [list(row) for block in blocks for row in block.unreadable],
         }
-        (beside / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        (beside / "manifest").write_bytes(_manifest_bytes(manifest))
         path = stores / _key(digests, contract)
         try:
             beside.rename(path)
