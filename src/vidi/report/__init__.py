@@ -1,0 +1,28 @@
+"""A run -> one self-contained HTML page that opens from the file system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vidi.report.data import Pictures, ReportData, load
+from vidi.report.page import assemble
+from vidi.report.views import views_of
+from vidi.run import Run
+
+__all__ = ["Pictures", "ReportData", "load", "render", "views_of", "write"]
+
+
+def write(run: Run) -> Path:
+    """Write `report.html` into the run directory and return its path.
+
+    Raises:
+        UsageError: the run has no plan yet.
+        DamagedError: a file of the run cannot be read.
+        StorageError: the page could not be written; an earlier one is as it was.
+    """
+    return run.write_report(render(load(run)))
+
+
+def render(data: ReportData) -> str:
+    """The page as text."""
+    return assemble(views_of(data), title=f"{data.name} \u00b7 vidi")

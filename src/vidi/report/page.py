@@ -1,0 +1,114 @@
+"""Views -> one self-contained HTML file.
+
+The page runs only the scripts whose hashes stand in its Content-Security-Policy, which are the ones
+of this package; what comes from data is JSON inside `<script type="application/json">`, which a
+browser does not run, and reaches the page as text nodes alone. There is no request to anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import jinja2
+from markupsafe import Markup
+
+# In the order in which they need one another; each is a plain ES module, served as it is by a live
+# page and joined into one here.
+MODULES: Final = (
+    "format.js",
+    "dom.js",
+    "theme.js",
+    "chart.js",
+    "table.js",
+    "summary.js",
+    "pictures.js",
+    "confusion.js",
+    "classes.js",
+    "trust.js",
+    "curves.js",
+    "plan.js",
+    "data.js",
+    "environment.js",
+    "main.js",
+)
+_ASSETS: Final = importlib.resources.files("vidi.report") / "assets"
+_UPLOT: Final = importlib.resources.files("vidi.report") / "vendor" / "uplot"
+
+_IMPORT: Final = re.compile(r'^import \{[^}]*\} from "\./[a-z]+\.js";\n', re.MULTILINE)
+_EXPORT: Final = re.compile(r"^export (?=(?:async )?(?:function|const|class) )", re.MULTILINE)
+_LEFT_OVER: Final = re.compile(r"^(?:import|export)\b.*$", re.MULTILINE)
+
+
+def script() -> str:
+    """All modules as one, without their imports and exports."""
+    parts = []
+    for name in MODULES:
+        source = (_ASSETS / name).read_text(encoding="utf-8")
+        plain = _EXPORT.sub("", _IMPORT.sub("", source))
+        left = _LEFT_OVER.search(plain)
+        assert left is None, f"{name}: {left and left.group()}: write it on one line, by name"
+        parts.append(f"// {name}\n{plain}")
+    return "\n".join(parts)
+
+
+def charts() -> str:
+    """uPlot, as published."""
+    return (_UPLOT / "uPlot.iife.min.js").read_text(encoding="utf-8")
+
+
+def style() -> str:
+    """uPlot's rules and ours."""
+    return (_UPLOT / "uPlot.min.css").read_text(encoding="utf-8") + (
+        _ASSETS / "page.css"
+    ).read_text(encoding="utf-8")
+
+
+def assemble(views: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
+    """The whole file. `title` is shown as text, like everything in `views`."""
+    scripts, styles = [charts(), script()], style()
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            "img-src data:",
+            f"script-src {' '.join(map(_hashed, scripts))}",
+            f"style-src {_hashed(styles)}",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (_ASSETS / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("page.html").render(
+        title=_showable(title),
+        policy=policy,
+        style=Markup(styles),
+        charts=Markup(scripts[0]),
+        script=Markup(scripts[1]),
+        views={name: Markup(_json(view)) for name, view in views.items()},
+    )
+
+
+def _hashed(text: str) -> str:
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _json(value: object) -> str:
+    """JSON in ASCII that can stand inside a script element: nothing in it can end that element."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _showable(text: str) -> str:
+    """A file name may hold bytes that are not UTF-8; they are shown as question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
