@@ -132,7 +132,7 @@ def validation_line(moment: Moment) -> str:
     """One line for each time the weights were validated."""
     validation = moment.validation
     assert validation is not None
-    best = "  best so far" if validation.is_best else ""
+    best = "  highest so far" if validation.is_best else ""
     loss = f"loss {moment.loss:.3f}  " if moment.loss is not None else ""
     return (
         f"epoch {moment.epoch:5.1f}  {loss}validation {validation.accuracy:.2%}  "

@@ -93,7 +93,7 @@ def _write_pictures(
         split,
         {
             "ids": ids,
-            "images": center_crop(store.images[ids], plan.pixels.image_px),
+            "pixels": center_crop(store.images[ids], plan.pixels.image_px),
             "names": np.array([dataset.name_of(int(number)) for number in ids], dtype=np.str_),
         },
     )

@@ -7,6 +7,7 @@ that was stopped anywhere and continued writes the same bytes as one that never 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -158,13 +159,13 @@ def _validate(plan: Plan, job: Job, state: State, run: Run, watch: _Watch) -> It
         yield watch.progress("validate", state)
     assert predictions is not None
     accuracy, log_loss = quick_scores(predictions)
-    is_best = state.best is None or state.best.beaten_by(accuracy, log_loss)
-    # A log loss that is not a number would win or lose by accident; it never wins.
-    if is_best and log_loss == log_loss:
-        state.best = Best(state.step, accuracy, log_loss)
-        state.evaluations_since_best = 0
-    else:
-        state.evaluations_since_best += 1
+    before = state.best
+    if math.isfinite(log_loss):
+        state.best = Best.after(before, state.step, accuracy, log_loss, len(predictions))
+    is_best = state.best is not None and (
+        before is None or state.best.top_accuracy > before.top_accuracy
+    )
+    state.evaluations_since_best = 0 if is_best else state.evaluations_since_best + 1
     state.evaluated_step = state.step
     run.metrics.append(
         {
@@ -172,7 +173,7 @@ def _validate(plan: Plan, job: Job, state: State, run: Run, watch: _Watch) -> It
             "step": state.step,
             "epoch": state.step / plan.steps_per_epoch,
             "accuracy": accuracy,
-            "log_loss": log_loss if log_loss == log_loss else None,
+            "log_loss": log_loss if math.isfinite(log_loss) else None,
         }
     )
     watch.pause(time.perf_counter() - started_at)

@@ -84,7 +84,7 @@ def prepare(
     second = make(config, facts)
     torch.set_num_threads(second.execution.threads)
     classifier = build_model(second, own_model(second, config, extensions))
-    facts = facts.model_copy(update={"model": model.facts(classifier, second.pixels)})
+    facts = facts.model_copy(update={"model": model.facts(classifier)})
     measured = _measured(second, config, facts, dataset, store, classifier, extensions, say=say)
     if measured is not None:
         spent_s = time.monotonic() - started_at
@@ -216,7 +216,7 @@ def _schedule(plan: Plan, extensions: Extensions) -> Callable[[float], float]:
 
 
 def _with_symmetry(dataset: Dataset, store: PixelStore, seed: int) -> Any:
-    plain, flipped = measure_symmetry(store, dataset.labels, dataset.indices("train"), seed)
+    plain, flipped = measure_symmetry(store, dataset.labels, dataset.indices("train"), seed=seed)
     return dataset.facts().model_copy(
         update={"neighbour_agreement": plain, "neighbour_agreement_flipped": flipped}
     )

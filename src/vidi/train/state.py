@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import safetensors.torch
@@ -20,15 +21,30 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best validation so far; more accurate wins, and of equals the smaller log loss."""
+    """Which weights to keep: the latest whose validation is within one standard error of the top.
+
+    On few images the top is luck, and later weights, with a lower learning rate, are the better
+    bet; weights that have become worse by more than chance are not. (The one-standard-error rule
+    of Breiman et al. 1984, with time in the place of simplicity.)
+
+    step, accuracy, log_loss: of the weights to keep. top_accuracy: the highest seen.
+    """
 
     step: int
     accuracy: float
     log_loss: float
+    top_accuracy: float
 
-    def beaten_by(self, accuracy: float, log_loss: float) -> bool:
-        """A result that is not a number never wins."""
-        return (accuracy, -log_loss) > (self.accuracy, -self.log_loss)
+    @staticmethod
+    def after(before: Best | None, step: int, accuracy: float, log_loss: float, n: int) -> Best:
+        """What to keep after a validation on `n` images."""
+        top = accuracy if before is None else max(before.top_accuracy, accuracy)
+        # With one right and one wrong image added, the error of a perfect score is not zero.
+        share = (top * n + 1) / (n + 2)
+        standard_error = math.sqrt(share * (1 - share) / (n + 2))
+        if before is None or accuracy >= top - standard_error:
+            return Best(step, accuracy, log_loss, top)
+        return replace(before, top_accuracy=top)
 
 
 @dataclass(slots=True)
@@ -85,6 +101,7 @@ class State:
                 "step": self.best.step,
                 "accuracy": self.best.accuracy,
                 "log_loss": self.best.log_loss,
+                "top_accuracy": self.best.top_accuracy,
             },
             "evaluations_since_best": self.evaluations_since_best,
             "skipped_steps": self.skipped_steps,

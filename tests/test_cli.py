@@ -1,0 +1,300 @@
+"""The command line: what a person types, reads, and what a script gets as exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vidi.cli import main
+
+QUICK = ["--epochs", "2", "--model", "mlp", "--set", "machine.threads=1"]
+
+
+class Done:
+    """What a command did."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+    def __repr__(self) -> str:
+        return f"exit {self.status}\n{self.out}\n{self.err}"
+
+
+Vidi = Callable[..., Done]
+
+
+@pytest.fixture
+def vidi(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Vidi:
+    """`vidi("train", "digits")` in this process."""
+
+    def command(*words: str | Path) -> Done:
+        monkeypatch.setattr(sys, "argv", ["vidi", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capfd.readouterr()
+        return Done(int(left.value.code or 0), captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the embedded digits."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    subprocess.run(
+        [sys.executable, "-m", "vidi", "train", "digits", "--out", str(out), *QUICK],
+        check=True,
+        capture_output=True,
+    )
+    return out
+
+
+def test_help_tells_a_newcomer_where_to_start(vidi: Vidi) -> None:
+    done = vidi("--help")
+    assert done.status == 0
+    assert "vidi train photos/" in done.out
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "evaluate", "predict", "report", "doctor"])
+def test_every_command_explains_itself(vidi: Vidi, command: str) -> None:
+    done = vidi(command, "--help")
+    assert done.status == 0
+    assert "Usage" in done.out
+
+
+def test_train_ends_with_accuracy_interval_and_report(vidi: Vidi, tmp_path: Path) -> None:
+    done = vidi("train", "digits", "--out", tmp_path / "run", *QUICK)
+    assert done.status == 0, done
+    assert "test accuracy" in done.out
+    assert "95 % interval" in done.out
+    assert str(tmp_path / "run" / "report.html") in done.out
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_train_prints_json_and_nothing_else(vidi: Vidi, tmp_path: Path) -> None:
+    done = vidi("train", "digits", "--out", tmp_path / "run", "--json", *QUICK)
+    printed = json.loads(done.out)
+    assert 0.5 < printed["accuracy"] <= 1
+    assert printed["accuracy_interval"][0] < printed["accuracy"] < printed["accuracy_interval"][1]
+    assert printed["n_evaluated"] > 300
+
+
+def test_a_finished_run_is_complete_and_its_files_stay(vidi: Vidi, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    vidi("train", "digits", "--out", out, *QUICK)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    done = vidi("train", "digits", "--out", out, *QUICK)
+    assert done.status == 0
+    assert "already complete" in done.err
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert {p: t for p, t in after.items() if p.name != "lock"} == {
+        p: t for p, t in before.items() if p.name != "lock"
+    }
+
+
+def test_plan_shows_reasons_and_leaves_no_run(
+    vidi: Vidi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = vidi("plan", "digits", *QUICK)
+    assert done.status == 0
+    assert "small images are shifted" in done.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_as_json_is_a_plan(vidi: Vidi) -> None:
+    plan = json.loads(vidi("plan", "digits", "--json", *QUICK).out)
+    assert plan["pixels"]["image_px"] == 8
+    assert plan["reasons"]
+
+
+def test_evaluate_gives_the_same_numbers_again(vidi: Vidi, digits_run: Path) -> None:
+    first = json.loads((digits_run / "evaluation" / "test.json").read_text())
+    again = json.loads(vidi("evaluate", digits_run, "--json").out)
+    assert again["accuracy"] == first["accuracy"]
+    assert again["n_expected"] == again["n_evaluated"] == first["n_evaluated"]
+
+
+def test_evaluate_judges_other_splits(vidi: Vidi, digits_run: Path) -> None:
+    done = vidi("evaluate", digits_run, "--split", "validation")
+    assert done.status == 0
+    assert "optimistic" in done.out
+    assert vidi("evaluate", digits_run, "--split", "tset").status == 2
+
+
+def test_report_is_written_again(vidi: Vidi, digits_run: Path) -> None:
+    (digits_run / "report.html").unlink()
+    done = vidi("report", digits_run)
+    assert done.status == 0
+    assert (digits_run / "report.html").exists()
+
+
+def test_predict_names_what_is_on_a_picture(
+    vidi: Vidi, tmp_path: Path, picture_folder: Callable[..., Path]
+) -> None:
+    photos = picture_folder("photos", reds=40, greens=40)
+    run = tmp_path / "run"
+    assert vidi("train", photos, "--out", run, *QUICK).status == 0
+    done = vidi("predict", run, photos / "reds", photos / "greens" / "000.jpg")
+    assert done.status == 0, done
+    lines = done.out.splitlines()
+    assert len(lines) == 41
+    assert sum(": reds" in line for line in lines[:40]) >= 38
+    assert ": greens" in lines[40]
+
+
+def test_predict_reports_what_it_cannot_read_and_goes_on(
+    vidi: Vidi, digits_run: Path, tmp_path: Path, picture_folder: Callable[..., Path]
+) -> None:
+    good = picture_folder("some", a=1) / "a" / "000.jpg"
+    bad = tmp_path / "letter.jpg"
+    bad.write_text("Dear Sir or Madam")
+    done = vidi("predict", digits_run, bad, good)
+    assert done.status == 3
+    assert "letter.jpg" in done.err
+    assert "000.jpg" in done.out
+
+
+def test_doctor_knows_the_machine(vidi: Vidi) -> None:
+    done = vidi("doctor")
+    assert done.status == 0
+    assert "cores usable" in done.out
+    assert json.loads(vidi("doctor", "--json").out)["machine"]["usable_cores"] >= 1
+
+
+# Bad input: one or two lines that name the thing, the place and the way out.
+
+
+def refused(done: Done, status: int, *words: str) -> None:
+    assert done.status == status, done
+    assert "Traceback" not in done.err
+    assert len([line for line in done.err.splitlines() if line.startswith("vidi: ")]) == 1, done
+    for word in words:
+        assert word in done.err, done
+
+
+def test_a_path_that_does_not_exist(vidi: Vidi, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    refused(vidi("train", tmp_path / "photo"), 2, "photo", "photos")
+
+
+def test_an_empty_folder(vidi: Vidi, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(vidi("train", tmp_path / "empty"), 3, "empty")
+
+
+def test_one_class_only(vidi: Vidi, picture_folder: Callable[..., Path]) -> None:
+    refused(vidi("train", picture_folder("photos", cats=9)), 3, "cats")
+
+
+def test_a_class_with_one_image_is_trained_on_and_said(
+    vidi: Vidi, tmp_path: Path, picture_folder: Callable[..., Path]
+) -> None:
+    photos = picture_folder("photos", cats=30, dogs=30, rarities=1)
+    done = vidi("train", photos, "--out", tmp_path / "run", *QUICK)
+    assert done.status == 0, done
+    counts = json.loads((tmp_path / "run" / "facts.json").read_text())["dataset"]["counts"]
+    assert counts["train"][2] == 1
+    assert counts["test"][2] == counts["validation"][2] == 0
+    assert "rarities" in done.err
+
+
+def test_a_truncated_jpeg_and_a_text_file_are_left_out_and_named(
+    vidi: Vidi, tmp_path: Path, picture_folder: Callable[..., Path]
+) -> None:
+    photos = picture_folder("photos", cats=40, dogs=40)
+    whole = (photos / "cats" / "003.jpg").read_bytes()
+    (photos / "cats" / "003.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "dogs" / "005.jpg").write_text("<html>not found</html>")
+    done = vidi("train", photos, "--out", tmp_path / "run", *QUICK)
+    assert done.status == 0, done
+    assert "003.jpg" in done.err
+    facts = json.loads((tmp_path / "run" / "facts.json").read_text())["dataset"]
+    assert facts["quarantined"] == {"TRUNCATED": 1, "NOT_IMAGE": 1}
+    strict = vidi("train", photos, "--out", tmp_path / "no", "--set", "data.unreadable=stop", *QUICK)
+    refused(strict, 3, "cats", "003.jpg")
+    assert not (tmp_path / "no").exists()
+
+
+def test_an_unknown_model(vidi: Vidi, tmp_path: Path) -> None:
+    done = vidi("train", "digits", "--model", "resnet81", "--out", tmp_path / "run")
+    refused(done, 2, "resnet81", "resnet18")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_setting(vidi: Vidi) -> None:
+    done = vidi("train", "digits", "--set", "train.learning_rte=1")
+    refused(done, 2, "train.learning_rte", "train.learning_rate")
+
+
+def test_a_model_that_cannot_take_such_small_images(vidi: Vidi, tmp_path: Path) -> None:
+    done = vidi("train", "digits", "--model", "lenet5", "--set", "data.image_px=3", "--out", tmp_path / "r")
+    refused(done, 2, "3")
+
+
+def test_a_run_of_another_config(vidi: Vidi, digits_run: Path) -> None:
+    done = vidi("train", "digits", "--out", digits_run, *QUICK, "--set", "train.learning_rate=0.5")
+    refused(done, 4, "train.learning_rate", "--out", "--force-resume")
+
+
+def test_a_run_of_other_data(
+    vidi: Vidi, digits_run: Path, picture_folder: Callable[..., Path]
+) -> None:
+    done = vidi("train", picture_folder("p", a=9, b=9), "--out", digits_run, *QUICK)
+    refused(done, 4, "classes")
+
+
+def test_a_folder_that_is_no_run(vidi: Vidi, picture_folder: Callable[..., Path]) -> None:
+    photos = picture_folder("photos", a=3, b=3)
+    before = sorted(photos.rglob("*"))
+    refused(vidi("train", "digits", "--out", photos, *QUICK), 2, "photos")
+    refused(vidi("predict", photos, photos / "a" / "000.jpg"), 2, "photos")
+    refused(vidi("evaluate", photos), 2, "photos")
+    assert sorted(photos.rglob("*")) == before
+
+
+def test_a_second_train_on_the_same_run(vidi: Vidi, digits_run: Path) -> None:
+    # A lock belongs to a process; another process has to hold it.
+    child = subprocess.Popen(
+        [sys.executable, "-c",
+         "import sys; from vidi.run import Run\n"
+         f"with Run.open({str(digits_run)!r}).lock():\n"
+         " print('held', flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    done = vidi("train", "digits", "--out", digits_run, *QUICK)
+    child.communicate("")
+    refused(done, 5, str(child.pid))
+
+
+def test_a_closed_pipe_is_not_an_error(digits_run: Path, tmp_path: Path) -> None:
+    pictures = tmp_path / "p.txt"
+    pictures.write_text("")
+    done = subprocess.run(
+        f"{sys.executable} -m vidi evaluate {digits_run} --json | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(
+    vidi: Vidi, digits_run: Path, tmp_path: Path
+) -> None:
+    hostile = tmp_path / "\x1b[31mred\n.jpg"
+    hostile.write_text("no picture")
+    done = vidi("predict", digits_run, hostile)
+    assert done.status == 3
+    assert "\x1b" not in done.err + done.out
