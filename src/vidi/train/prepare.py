@@ -75,7 +75,8 @@ def prepare(
     machine = probe.machine()
     dataset = open_dataset(data, config.data)
     facts = Facts(dataset=dataset.facts(), machine=machine)
-    say(_counted(dataset))
+    for line in _described(dataset):
+        say(line)
     choice = choose_model(config, facts.dataset)
     facts = facts.model_copy(update={"weights": model.weights_facts(choice.name, choice.weights)})
     first = make(config, facts)
@@ -222,13 +223,20 @@ def _with_symmetry(dataset: Dataset, store: PixelStore, seed: int) -> Any:
     )
 
 
-def _counted(dataset: Dataset) -> str:
+def _described(dataset: Dataset) -> list[str]:
+    """What was found: counts, the owner's notes, and what is not used."""
     facts = dataset.facts()
     parts = [f"{facts.num_images(split):,} {split}" for split in facts.counts]
-    return (
+    lines = [
         f"{facts.name}: {', '.join(parts)} images of {facts.num_classes} classes "
-        f"({facts.split_rule})"
-    )
+        f"({facts.split_rule})",
+        *dataset.notes,
+    ]
+    for what, reasons in (("left out", facts.quarantined), ("ignored", facts.ignored)):
+        if reasons:
+            counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+            lines.append(f"{what}: {counted}")
+    return lines
 
 
 def _measured(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,7 +14,7 @@ from vidi.errors import MismatchError
 from vidi.facts import Facts
 from vidi.plan import Plan, make
 from vidi.restore import build_model
-from vidi.run import Run
+from vidi.run import Checkpoint, Run
 from vidi.train.prepare import (
     Extensions,
     Prepared,
@@ -30,6 +30,14 @@ from vidi.train.state import State
 FREE = ("machine.threads", "machine.loader_threads", "machine.device", "checkpoint", "evaluate")
 
 
+class Reopened(NamedTuple):
+    """A run as it was; the caller rewinds its logs to `checkpoint` before it goes on."""
+
+    prepared: Prepared
+    state: State
+    checkpoint: Checkpoint | None
+
+
 def reopened(
     run: Run,
     data: str | Path | object,
@@ -38,7 +46,7 @@ def reopened(
     *,
     say: Say,
     force: bool,
-) -> tuple[Prepared, State]:
+) -> Reopened:
     """Everything as it was at the newest valid checkpoint, or at the start when there is none.
 
     Raises:
@@ -80,14 +88,13 @@ def reopened(
     checkpoint, damaged = run.newest_checkpoint()
     for line in damaged:
         say(f"damaged, passed over: {line}")
-    run.rewind(checkpoint)
     if checkpoint is not None:
         state.restore(checkpoint)
         say(f"continuing {run.path} from step {state.step} of {plan.last_step}")
     state.notes += [*notes, *damaged]
     for note in notes:
         say(note)
-    return Prepared(dataset, store, facts, plan, classifier), state
+    return Reopened(Prepared(dataset, store, facts, plan, classifier), state, checkpoint)
 
 
 def _refuse_or_note(run: Run, what: str, notes: list[str], *, force: bool) -> None:

@@ -107,11 +107,12 @@ def _continue(
 ) -> Run:
     run = Run.open(path)
     with run.lock():
-        prepared, state = reopened(run, data, config, extensions, say=tell, force=force)
+        prepared, state, checkpoint = reopened(run, data, config, extensions, say=tell, force=force)
         finished = state.step >= prepared.plan.last_step or _is_patience_over(prepared.plan, state)
         if finished and run.report_path.exists():
             tell(f"already complete: {run.path}")
         else:
+            run.rewind(checkpoint)
             _train(run, config, prepared, state, extensions, tell)
     return run
 
