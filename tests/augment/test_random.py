@@ -49,14 +49,6 @@ def test_numbers_do_not_depend_on_the_rest_of_the_batch(
     assert torch.equal(together, backwards.flip(1))
 
 
-def test_a_part_continues_where_the_whole_stood() -> None:
-    whole = ImageRandom(0, 0, torch.arange(20)).stream("a")
-    whole.uniform()
-    part = whole.part(4, 12).part(2, 6)
-    assert torch.equal(part.ids, torch.arange(6, 10))
-    assert torch.equal(numbers(part), numbers(whole)[:, 6:10])
-
-
 def test_many_draws_at_once_are_the_same_as_one_after_the_other() -> None:
     at_once = ImageRandom(0, 0, torch.arange(5))
     single = ImageRandom(0, 0, torch.arange(5))

@@ -15,7 +15,7 @@ from vidi.augment.crop import (
 )
 from vidi.augment.plan import from_settings
 from vidi.augment.random import ImageRandom, partners
-from vidi.augment.transform import Transform, compose, in_threads
+from vidi.augment.transform import Transform, compose
 
 __all__ = [
     "ImageRandom",
@@ -25,7 +25,6 @@ __all__ = [
     "compose",
     "from_settings",
     "horizontal_flip",
-    "in_threads",
     "pad_crop",
     "partners",
     "random_resized_crop",

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidi.augment import memory
 from vidi.augment.random import ImageRandom
 from vidi.augment.transform import Transform
 from vidi.batch import Batch
@@ -19,8 +20,6 @@ Border: TypeAlias = Literal["reflect", "zero"]
 # How often a box that does not fit is drawn again before the middle is taken: the number that
 # everyone uses since the first published implementation. Eight in ten fit at the first attempt.
 _ATTEMPTS: Final = 10
-# Values of an image from which on handling it by itself is faster than as one row of many.
-_LARGE: Final = 32 << 10
 
 
 def centre_crop(image_px: int) -> Transform:
@@ -35,7 +34,7 @@ def centre_crop(image_px: int) -> Transform:
         top, left = (height - image_px) // 2, (width - image_px) // 2
         images = batch.images[..., top : top + image_px, left : left + image_px]
         # A view of the larger images would make every later step slower than this copy.
-        return _with(batch, images.contiguous(memory_format=layout(batch.images)))
+        return _with(batch, images.contiguous(memory_format=memory.layout(batch.images)))
 
     return cropped
 
@@ -129,17 +128,20 @@ def resized_boxes(images: Tensor, boxes: Tensor, image_px: int) -> Tensor:
     In main memory by torch's fixed-point kernel, one image after the other; on an accelerator all
     at once by matrix products. The two agree to within one grey level.
     """
-    if images.device.type != "cpu":
+    if not memory.in_main_memory(images):
         return _resized_by_products(images, boxes, image_px)
+    size = (image_px, image_px)
     out = torch.empty(
-        (*images.shape[:2], image_px, image_px),
-        dtype=images.dtype,
-        memory_format=layout(images),
+        (*images.shape[:2], *size), dtype=images.dtype, memory_format=memory.layout(images)
     )
-    size = [image_px, image_px]
-    for number, (top, left, height, width) in enumerate(boxes.T.tolist()):
+    table = boxes.T.tolist()
+
+    def resize(number: int) -> None:
+        top, left, height, width = table[number]
         box = images[number : number + 1, :, top : top + height, left : left + width]
         out[number] = F.interpolate(box, size=size, mode="bilinear", antialias=True)[0]
+
+    memory.each(len(images), out.numel(), resize)
     return out
 
 
@@ -152,7 +154,7 @@ def _resized_by_products(images: Tensor, boxes: Tensor, image_px: int) -> Tensor
     pixels = torch.bmm(down, pixels).view(count, image_px, width, channels)
     pixels = pixels.transpose(1, 2).reshape(count, width, image_px * channels)
     pixels = torch.bmm(across, pixels).view(count, image_px, image_px, channels)
-    return like(pixels.permute(0, 3, 2, 1), images).contiguous(memory_format=layout(images))
+    return memory.like(pixels.permute(0, 3, 2, 1), images).contiguous(memory_format=memory.layout(images))
 
 
 def _weights(start: Tensor, length: Tensor, size: int, image_px: int) -> Tensor:
@@ -172,82 +174,70 @@ def _weights(start: Tensor, length: Tensor, size: int, image_px: int) -> Tensor:
     return weights / weights.sum(dim=2, keepdim=True)
 
 
-def horizontal_flip(p: float = 0.5) -> Transform:
-    """Left and right exchanged, in a share p of the images."""
+def horizontal_flip(p: float = 0.5, *, in_place: bool = False) -> Transform:
+    """Left and right exchanged, in a share p of the images.
+
+    in_place: for use after a transform that always makes new images; saves a copy.
+    """
 
     def flipped(batch: Batch, rng: ImageRandom, done: float) -> Batch:
         del done
         chosen = rng.stream("horizontal_flip").bernoulli(p)
-        return _with(batch, flipped_where(batch.images, chosen, 3))
+        return _with(batch, flipped_where(batch.images, chosen, 3, in_place=in_place))
 
     return flipped
 
 
-def vertical_flip(p: float = 0.5) -> Transform:
-    """Top and bottom exchanged, in a share p of the images."""
+def vertical_flip(p: float = 0.5, *, in_place: bool = False) -> Transform:
+    """Top and bottom exchanged, in a share p of the images. in_place: as for horizontal_flip."""
 
     def flipped(batch: Batch, rng: ImageRandom, done: float) -> Batch:
         del done
         chosen = rng.stream("vertical_flip").bernoulli(p)
-        return _with(batch, flipped_where(batch.images, chosen, 2))
+        return _with(batch, flipped_where(batch.images, chosen, 2, in_place=in_place))
 
     return flipped
 
 
-def alternating_flip() -> Transform:
+def alternating_flip(*, in_place: bool = False) -> Transform:
     """Left and right exchanged in every second epoch; in which, is drawn once for each image.
 
     Two epochs in a row always show both sides, where random flips show the same one twice half of
-    the time (Jordan 2024, arXiv 2404.00498).
+    the time (Jordan 2024, arXiv 2404.00498). in_place: as for horizontal_flip.
     """
 
     def flipped(batch: Batch, rng: ImageRandom, done: float) -> Batch:
         del done
         first = rng.in_every_epoch().stream("alternating_flip").integers(2)
-        return _with(batch, flipped_where(batch.images, (first + rng.epoch) % 2 == 1, 3))
+        chosen = (first + rng.epoch) % 2 == 1
+        return _with(batch, flipped_where(batch.images, chosen, 3, in_place=in_place))
 
     return flipped
 
 
-def flipped_where(images: Tensor, chosen: Tensor, dim: int) -> Tensor:
-    """images (N, C, H, W) with dimension `dim` reversed where chosen (N,) bool."""
-    if images.device.type != "cpu":
+def flipped_where(images: Tensor, chosen: Tensor, dim: int, *, in_place: bool = False) -> Tensor:
+    """images (N, C, H, W) with dimension `dim` reversed where chosen (N,) bool.
+
+    in_place: images may be overwritten, which saves a copy in main memory.
+    """
+    if not memory.in_main_memory(images):
         return torch.where(chosen[:, None, None, None], images.flip(dim), images)
     where = chosen.nonzero().squeeze(1)
     if not len(where):
         return images
-    if images[0].numel() >= _LARGE:
-        out = images.clone()
-        for number in where.tolist():
+    out = images if in_place else images.clone()
+    if memory.large(images):
+        numbers = where.tolist()
+
+        def flip(k: int) -> None:
+            number = numbers[k]
             out[number] = images[number : number + 1].flip(dim)[0]
-        return out
-    # Small ones as rows of memory: selecting rows is 20 times faster than a masked write.
-    turned = like_rows(rows(images).index_select(0, where), images).flip(dim)
-    source = torch.arange(len(images))
-    source[where] = torch.arange(len(images), len(images) + len(where))
-    return like_rows(torch.cat((rows(images), rows(turned))).index_select(0, source), images)
 
-
-def rows(images: Tensor) -> Tensor:
-    """(N, anything): each image as one row, in the order of its memory."""
-    if images.is_contiguous(memory_format=torch.channels_last):
-        return images.permute(0, 2, 3, 1).flatten(1)
-    return images.flatten(1)
-
-
-def like_rows(data: Tensor, images: Tensor) -> Tensor:
-    """What `rows(images)` was made of, for other rows: (M, C, H, W) in the layout of `images`."""
-    channels, height, width = images.shape[1:]
-    if images.is_contiguous(memory_format=torch.channels_last):
-        return data.view(-1, height, width, channels).permute(0, 3, 1, 2)
-    return data.view(-1, channels, height, width)
-
-
-def like(pixels: Tensor, images: Tensor) -> Tensor:
-    """Float pixels as the type of `images`: rounded and cut to 0..255 for uint8."""
-    if images.dtype == torch.uint8:
-        pixels = pixels.round().clamp(0, 255)
-    return pixels.to(images.dtype)
+        memory.each(len(numbers), len(numbers) * images[0].numel(), flip)
+    else:
+        turned = memory.like_rows(memory.rows(images).index_select(0, where), images).flip(dim)
+        memory.write_rows(out, where, turned)
+    return out
 
 
 def _padded(images: Tensor, padding_px: int, border: Border) -> Tensor:
@@ -284,13 +274,6 @@ def _windows(images: Tensor, top: Tensor, left: Tensor, image_px: int) -> Tensor
     starts = (torch.arange(count, device=top.device) * height + top) * width + left
     cut = windows.index_select(0, starts).view(count, image_px, image_px, channels)
     return cut.permute(0, 3, 1, 2)
-
-
-def layout(images: Tensor) -> torch.memory_format:
-    """How images lie in memory. One channel fits both; then it is channels_last."""
-    if images.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
 
 
 def _with(batch: Batch, images: Tensor) -> Batch:

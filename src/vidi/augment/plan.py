@@ -10,7 +10,7 @@ from vidi.augment.crop import (
     random_resized_crop,
     vertical_flip,
 )
-from vidi.augment.transform import Transform, compose, in_threads
+from vidi.augment.transform import Transform, compose
 from vidi.augment_settings import AugmentSettings
 
 
@@ -26,13 +26,15 @@ def from_settings(settings: AugmentSettings) -> Transform:
             steps.append(
                 random_resized_crop(settings.image_px, settings.crop_scale, settings.crop_ratio)
             )
+    # A crop to the size that the images have already hands them on as they are.
+    new = settings.crop != "none"
     match settings.horizontal_flip:
         case "none":
             pass
         case "random":
-            steps.append(horizontal_flip())
+            steps.append(horizontal_flip(in_place=new))
         case "alternating":
-            steps.append(alternating_flip())
+            steps.append(alternating_flip(in_place=new))
     if settings.vertical_flip:
-        steps.append(vertical_flip())
-    return in_threads(compose(steps))
+        steps.append(vertical_flip(in_place=new))
+    return compose(steps)

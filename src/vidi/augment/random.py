@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import math
 from copy import copy
-from threading import Lock
 from typing import Final, final
 
 import torch
@@ -58,32 +57,6 @@ def _key(*parts: int | str) -> int:
 
 
 @final
-class _Draws:
-    """The hashed ids of one whole batch and what was drawn for it, shared by all its streams.
-
-    Threads that work on parts of a batch share the draws too: hashing a block for all images costs
-    hardly more than for a few.
-    """
-
-    def __init__(self, base: int, ids: Tensor) -> None:
-        self.count = len(ids)
-        self._images = mixed(ids ^ _signed(base))
-        self._steps = torch.arange(_BLOCK, device=ids.device)[:, None] * _signed(_GOLDEN)
-        self._blocks: dict[tuple[int, int], Tensor] = {}
-        self._lock = Lock()
-
-    def block(self, path: int, number: int) -> Tensor:
-        """(_BLOCK, N) int64: one block of draws of the stream `path`."""
-        with self._lock:
-            block = self._blocks.get((path, number))
-            if block is None:
-                first = _signed(path + _GOLDEN * (1 + number * _BLOCK))
-                block = mixed(self._images + (self._steps + first))
-                self._blocks[path, number] = block
-            return block
-
-
-@final
 class ImageRandom:
     """One stream of random numbers for each image of a batch.
 
@@ -106,20 +79,17 @@ class ImageRandom:
             )
         self.seed = seed
         self.epoch = epoch
-        self._ids = ids
-        self._draws = _Draws(_key("epoch", seed, epoch), ids)
-        self._start, self._stop = 0, len(ids)
+        self.ids = ids
+        self._images = mixed(ids ^ _signed(_key("epoch", seed, epoch)))
+        self._steps = torch.arange(1, _BLOCK + 1, device=ids.device)[:, None] * _signed(_GOLDEN)
         self._path = _key("root")
         self._children: dict[str, int] = {}
         self._next_draw = 0
+        self._block_number = -1
+        self._block = self._images[None]
 
     def __len__(self) -> int:
-        return self._stop - self._start
-
-    @property
-    def ids(self) -> Tensor:
-        """(N,) int64."""
-        return self._ids[self._start : self._stop]
+        return len(self.ids)
 
     def stream(self, name: str) -> ImageRandom:
         """An independent stream of the same images; the k-th call with one name gives the k-th."""
@@ -129,33 +99,32 @@ class ImageRandom:
         child._path = _key(self._path, name, occurrence)
         child._children = {}
         child._next_draw = 0
+        child._block_number = -1
         return child
 
     def in_every_epoch(self) -> ImageRandom:
         """A stream whose numbers are the same in every epoch."""
         same = copy(self)
-        same._draws = _Draws(_key("every epoch", self.seed), self._ids)
+        same._images = mixed(self.ids ^ _signed(_key("every epoch", self.seed)))
         same._children = dict(self._children)
+        same._block_number = -1
         return same
-
-    def part(self, start: int, stop: int) -> ImageRandom:
-        """The same stream, at the same place, for the images `start` to `stop` of these."""
-        part = copy(self)
-        part._start, part._stop = self._start + start, self._start + stop
-        part._children = dict(self._children)
-        return part
 
     def bits(self, count: int | None = None) -> Tensor:
         """(N,) or (count, N) int64, all 64 bits random."""
         first = self._next_draw
         self._next_draw += 1 if count is None else count
-        blocks = range(first // _BLOCK, (self._next_draw - 1) // _BLOCK + 1)
-        drawn = [self._draws.block(self._path, number) for number in blocks]
-        block = drawn[0] if len(drawn) == 1 else torch.cat(drawn)
-        if self._stop - self._start != self._draws.count:
-            block = block[:, self._start : self._stop]
-        first -= blocks.start * _BLOCK
-        return block[first] if count is None else block[first : first + count]
+        if count is not None:
+            steps = torch.arange(1, count + 1, device=self.ids.device)[:, None] * _signed(_GOLDEN)
+            return self._rows(steps, first)
+        number, row = divmod(first, _BLOCK)
+        if number != self._block_number:
+            self._block, self._block_number = self._rows(self._steps, number * _BLOCK), number
+        return self._block[row]
+
+    def _rows(self, steps: Tensor, first: int) -> Tensor:
+        """(len(steps), N) int64: the draws from `first` on."""
+        return mixed(self._images + (steps + _signed(self._path + _GOLDEN * first)))
 
     def uniform(
         self,

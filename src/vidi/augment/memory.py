@@ -1,0 +1,107 @@
+"""Where images lie, and how to go through them quickly.
+
+On an accelerator a whole batch is one operation. In main memory large images are handled one after
+the other, by several threads: what one step wrote is then still in the cache when the next step
+reads it, torch's resampling kernel works on one image at a time anyway, and temporary memory stays
+small enough for the allocator to use it again (a fresh page costs 0.5 to 2 us, about as much as
+resizing 1,000 pixels).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
+from typing import Final
+
+import torch
+from torch import Tensor
+
+# Values of an image from which on it is handled by itself; below, a batch is (32 px: 3,072).
+_LARGE: Final = 32 << 10
+# A batch with fewer values is not worth waking threads for, which takes about 0.1 ms.
+_WORTH_THREADS: Final = 256 << 10
+
+
+def in_main_memory(images: Tensor) -> bool:
+    """True where single images can be looked at without waiting for a device."""
+    return images.device.type == "cpu"
+
+
+def large(images: Tensor) -> bool:
+    """True where one image (C, H, W) is work enough for an operation of its own."""
+    return images[0].numel() >= _LARGE if len(images) else False
+
+
+def each(count: int, num_values: int, work: Callable[[int], None]) -> None:
+    """work(0) .. work(count - 1), in any order, by all of torch's threads.
+
+    num_values: how much work it is in all, in values that are read or written.
+    """
+    threads = min(torch.get_num_threads(), count)
+    if threads <= 1 or num_values < _WORTH_THREADS:
+        for number in range(count):
+            work(number)
+        return
+
+    def share(first: int) -> None:
+        for number in range(first, count, threads):
+            work(number)
+
+    for waiting in [_pool(threads, os.getpid()).submit(share, k) for k in range(threads)]:
+        waiting.result()
+
+
+@cache
+def _pool(threads: int, process_id: int) -> ThreadPoolExecutor:
+    """One per number of threads and process (a fork inherits the object but not its threads)."""
+    del process_id
+    standard = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "augment", initializer=torch.set_num_threads, initargs=(1,))
+    # set_num_threads is also the standard of every thread that starts later. So all of ours are
+    # started now, which the barrier makes sure of, and then the standard is put back.
+    barrier = Barrier(threads)
+    for waiting in [pool.submit(barrier.wait) for _ in range(threads)]:
+        waiting.result()
+    torch.set_num_threads(standard)
+    return pool
+
+
+def layout(images: Tensor) -> torch.memory_format:
+    """How images lie in memory. One channel fits both; then it is channels_last."""
+    if images.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def rows(images: Tensor) -> Tensor:
+    """(N, C * H * W): each image as one row, in the order of its memory."""
+    if layout(images) == torch.channels_last:
+        return images.permute(0, 2, 3, 1).flatten(1)
+    return images.flatten(1)
+
+
+def like_rows(data: Tensor, images: Tensor) -> Tensor:
+    """(M, C, H, W): what `rows(images)` was made of, in the same layout, for M other rows."""
+    channels, height, width = images.shape[1:]
+    if layout(images) == torch.channels_last:
+        return data.view(-1, height, width, channels).permute(0, 3, 1, 2)
+    return data.view(-1, channels, height, width)
+
+
+def write_rows(out: Tensor, where: Tensor, images: Tensor) -> None:
+    """out[where] = images, for small images of one layout; where (M,) int64."""
+    target, source = rows(out), rows(images)
+    if target.shape[1] * target.element_size() % 8 == 0:
+        # As eight bytes at a time: seven times faster for uint8.
+        target, source = target.view(torch.int64), source.view(torch.int64)
+    target.index_copy_(0, where, source)
+
+
+def like(pixels: Tensor, images: Tensor) -> Tensor:
+    """Float pixels as the type of `images`: rounded and cut to 0..255 for uint8."""
+    if images.dtype == torch.uint8:
+        pixels = pixels.round().clamp(0, 255)
+    return pixels.to(images.dtype)
