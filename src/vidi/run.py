@@ -268,6 +268,11 @@ class Run:
         """Whether `open` would find a run, whole or damaged, and not a place to create one."""
         return os.path.lexists(Path(path) / _RUN)
 
+    @staticmethod
+    def check_free(path: Path | str) -> None:
+        """Raises UsageError unless a run can be created at `path`: nothing, or nothing foreign."""
+        _refuse_foreign(Path(path))
+
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 

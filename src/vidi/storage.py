@@ -23,6 +23,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import socket
 import stat
@@ -72,6 +73,8 @@ MANIFEST_LIMIT_BYTES: Final = 16 << 20
 
 # Suffix of the earlier folder while a new one takes its place; see `write_folder`.
 ASIDE: Final = ".old"
+
+_MEMBER_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -401,6 +404,8 @@ def make_folder(path: Path, *, mode: int = 0o777, disk: Disk = DISK) -> None:
     `mode` is for the last one. Raises StorageError.
     """
     with explained("cannot make the folder", path):
+        if path.is_dir():
+            return
         missing = [path]
         while not missing[-1].parent.exists():
             missing.append(missing[-1].parent)
@@ -454,7 +459,7 @@ def write_folder(path: Path, files: Mapping[str, Buffer], *, disk: Disk = DISK) 
     does not). Raises StorageError; what stood there before is then still there, whole.
     """
     for name in files:
-        if name == MANIFEST or name.startswith(".") or Path(name).name != name:
+        if name == MANIFEST or not _MEMBER_NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot be the name of a file in {shown(path)}")
     beside = _beside(path)
     aside = path.with_name(path.name + ASIDE)
@@ -710,7 +715,7 @@ class LineLog:
         """
         if "\n" in line:
             raise UsageError("a line of a log cannot hold a newline")
-        data = line.encode("utf-8", "surrogatepass") + b"\n"
+        data = line.encode("utf-8", "surrogateescape") + b"\n"
         with self._guard, explained("cannot write", self._path):
             descriptor = self._open()
             if os.fstat(descriptor).st_size != self._end:
