@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,15 +115,41 @@ class Predictions:
             scaled[rows] = _soften(_logits(self.probabilities[rows]), 1 / temperature)
         return Predictions(self.ids, self.labels, scaled)
 
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """By name, in the types that are written to disk."""
+        return {
+            "ids": self.ids.astype(np.int64, copy=False),
+            "labels": self.labels.astype(np.int64, copy=False),
+            "probabilities": self.probabilities.astype(np.float32, copy=False),
+        }
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[Any]], *, where: str = "the predictions file"
+    ) -> Self:
+        """What `arrays` gave.
+
+        Raises:
+            DamagedError: arrays are missing, have another type, or do not fit together.
+        """
+        kinds = {"ids": np.int64, "labels": np.int64, "probabilities": np.float32}
+        for name, kind in kinds.items():
+            if name not in arrays:
+                raise DamagedError(f"{where} has no {name}", fix=_EVALUATE_AGAIN)
+            if arrays[name].dtype != kind:
+                raise DamagedError(
+                    f"{where}: {name} are {arrays[name].dtype} instead of {np.dtype(kind)}",
+                    fix=_EVALUATE_AGAIN,
+                )
+        try:
+            return cls(arrays["ids"], arrays["labels"], arrays["probabilities"])
+        except DataError as error:
+            raise DamagedError(f"{where}: {error.message}", fix=_EVALUATE_AGAIN) from error
+
     def to_bytes(self) -> bytes:
         """An uncompressed npz archive; the same predictions always give the same bytes."""
         buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            ids=self.ids.astype(np.int64, copy=False),
-            labels=self.labels.astype(np.int64, copy=False),
-            probabilities=self.probabilities.astype(np.float32, copy=False),
-        )
+        np.savez(buffer, **self.arrays())  # type: ignore[arg-type]
         return buffer.getvalue()
 
     @classmethod
@@ -138,24 +164,13 @@ class Predictions:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                     raise DamagedError(f"{where} has compressed members", fix=_EVALUATE_AGAIN)
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                ids, labels = arrays["ids"], arrays["labels"]
-                probabilities = arrays["probabilities"]
+            with np.load(io.BytesIO(data), allow_pickle=False) as opened:
+                arrays = {name: opened[name] for name in opened.files}
         except _UNREADABLE as error:
             raise DamagedError(
                 f"{where} cannot be read: {type(error).__name__}: {error}", fix=_EVALUATE_AGAIN
             ) from error
-        kinds = (ids.dtype, labels.dtype, probabilities.dtype)
-        if kinds != (np.int64, np.int64, np.float32):
-            raise DamagedError(
-                f"{where} holds {kinds[0]}, {kinds[1]}, {kinds[2]} instead of int64, int64, "
-                "float32",
-                fix=_EVALUATE_AGAIN,
-            )
-        try:
-            return cls(ids, labels, probabilities)
-        except DataError as error:
-            raise DamagedError(f"{where}: {error.message}", fix=_EVALUATE_AGAIN) from error
+        return cls.from_arrays(arrays, where=where)
 
 
 # What zipfile and numpy raise on a damaged archive, found by flipping its bytes.
@@ -333,7 +348,10 @@ class Evaluation(Frozen):
     # images.
     intervals: dict[str, Interval]
     per_class: tuple[ClassScore, ...]
+    # The class that is found least often, and the chance that the worst of so many classes looks
+    # this bad when all are found equally often (binomial, times the number of classes).
     worst_class: GroupScore
+    worst_class_chance: float
     # Rows are labels, columns predictions.
     confusion: tuple[tuple[int, ...], ...]
     most_confused: tuple[Confused, ...]
@@ -548,6 +566,10 @@ def evaluate(
             n=worst.n,
             accuracy=worst.correct / worst.n,
             accuracy_interval=wilson(worst.correct, worst.n),
+        ),
+        worst_class_chance=min(
+            1.0,
+            float(special.bdtr(worst.correct, worst.n, right.mean())) * int((counts.n > 0).sum()),
         ),
         confusion=tuple(map(tuple, confusion.tolist())),
         most_confused=_most_confused(confusion),

@@ -110,7 +110,7 @@ def _of_evaluation(data: ReportData) -> Iterator[Finding]:
 
 def _of_classes(judged: Evaluation) -> Iterator[Finding]:
     worst = judged.worst_class
-    if worst.accuracy_interval[1] < judged.accuracy:
+    if judged.worst_class_chance < 0.05:
         yield Finding(
             "bad",
             f"{quoted(worst.name)} is clearly worse",
@@ -119,7 +119,7 @@ def _of_classes(judged: Evaluation) -> Iterator[Finding]:
             "classes",
         )
     for pair in judged.most_confused[:1]:
-        if pair.n >= 2:
+        if pair.n >= 3:
             label, predicted = judged.classes[pair.label], judged.classes[pair.predicted]
             n_label = judged.per_class[pair.label].n
             yield Finding(
@@ -201,7 +201,7 @@ def _steps(data: ReportData) -> Iterator[Step]:
             "mistakes",
         )
     worst = judged.worst_class
-    if worst.accuracy_interval[1] < judged.accuracy:
+    if judged.worst_class_chance < 0.05:
         label = judged.classes.index(worst.name)
         n_train = data.facts.dataset.counts["train"][label]
         yield Step(

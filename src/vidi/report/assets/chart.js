@@ -1,7 +1,7 @@
 // Small charts as SVG: axes, ticks, and a place to draw in.
 import { el, svg, drawn } from "./dom.js";
 
-const MARGIN = { left: 46, right: 14, top: 12, bottom: 40 };
+const MARGIN = { left: 46, right: 14, top: 30, bottom: 42 };
 
 /** Round numbers between low and high, about `wanted` of them. */
 export function ticks(low, high, wanted = 5) {
@@ -41,16 +41,17 @@ export function chart({ title, height = 280, x, y, paint }) {
         svg("text", { x: size.left - 8, y: toY(value) + 4, "text-anchor": "end" }, y.format(value)),
       );
     }
-    axes.append(svg("text", { class: "label", x: (size.left + size.right) / 2, y: height - 4,
-      "text-anchor": "middle" }, x.label));
+    axes.append(
+      svg("text", { class: "label", x: size.right, y: height - 4, "text-anchor": "end" }, x.label),
+      svg("text", { class: "label", x: 0, y: 12 }, y.label),
+    );
     const layer = svg("g");
     const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
       "aria-label": title }, axes, layer);
     box.replaceChildren(root);
     paint(layer, toX, toY, size);
   };
-  const figure = el("figure", {}, el("figcaption", {}, title,
-    y.label ? el("span", { class: "unit" }, y.label) : null), box);
+  const figure = el("figure", {}, el("figcaption", {}, title), box);
   // The box has no width before it is in the page.
   queueMicrotask(() => drawn(box, redraw));
   figure.redraw = () => redraw(Math.floor(box.clientWidth));

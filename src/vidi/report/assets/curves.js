@@ -9,7 +9,7 @@ function joined(tables) {
   return globalThis.uPlot.join(tables);
 }
 
-function plot({ title, data, series, format, perEpoch }) {
+function plot({ title, data, series, format, axisFormat = format, fromZero = false, perEpoch }) {
   const box = el("div", { class: "plot" });
   let width = 0;
   let chart = null;
@@ -17,14 +17,16 @@ function plot({ title, data, series, format, perEpoch }) {
     if (width === 0) return;
     chart?.destroy();
     const axis = { stroke: colour("muted"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false },
-      font: "12px system-ui, sans-serif" };
+      font: `12px ${getComputedStyle(document.body).fontFamily}` };
     chart = new globalThis.uPlot({
       width, height: HEIGHT, tzDate: undefined,
+      // Until a cursor asks for another place, the legend says how it ended.
+      hooks: { ready: [(made) => made.setLegend({ idx: data[0].length - 1 })] },
       cursor: { sync: { key: "training" }, points: { size: 7 } },
-      scales: { x: { time: false } },
+      scales: { x: { time: false }, ...(fromZero ? { y: { range: (_, low, high) => [0, high * 1.1] } } : {}) },
       axes: [
         { ...axis, values: (_, values) => values.map((value) => whole(value)) },
-        { ...axis, size: 58, values: (_, values) => values.map((value) => (value === null ? "" : format(value))) },
+        { ...axis, size: 58, values: (_, values) => values.map((value) => (value === null ? "" : axisFormat(value))) },
       ],
       series: [
         { label: "Epoch", value: (_, value) => (value === null ? "" : decimal(value, perEpoch)) },
@@ -59,17 +61,17 @@ export function renderCurves(root, view) {
   const last = (values) => values.filter((value) => value !== null).at(-1) ?? null;
   // A plot measures its place, so it is put there before it is drawn.
   for (const options of [
-    { title: "Loss", data: both("loss", "log_loss"), format: (value) => decimal(value, 3), series: [
+    { title: "Loss", data: both("loss", "log_loss"), format: (value) => decimal(value, 3), axisFormat: (value) => String(Number(value.toPrecision(4))), series: [
       { label: "training (with augmentation)", colour: "muted", width: 1.25 },
       { label: "validation", colour: "accent", points: few }] },
-    { title: "Accuracy", data: both("accuracy", "accuracy"), format: (value) => percent(value), series: [
+    { title: "Accuracy", data: both("accuracy", "accuracy"), format: (value) => percent(value), axisFormat: (value) => percent(value, Number.isInteger(Math.round(value * 1e4) / 100) ? 0 : 1), series: [
       { label: "training (with augmentation)", colour: "muted", width: 1.25 },
       { label: "validation", colour: "accent", points: few }] },
     { title: "Learning rate", data: [trained, view.train.learning_rate],
       format: (value) => (value === 0 ? "0" : value < 0.01 ? value.toExponential(1) : decimal(value, 3)),
       series: [{ label: "learning rate", colour: "accent" }] },
     ...(view.timing.step.length ? [{ title: "Images per second", data: [epochs(view.timing.step), view.timing.images_per_second],
-      format: (value) => whole(Math.round(value)), series: [{ label: "images per second", colour: "accent" }] }] : []),
+      format: (value) => whole(Math.round(value)), fromZero: true, series: [{ label: "images per second", colour: "accent" }] }] : []),
   ]) pair.append(plot({ ...options, perEpoch }));
   const best = view.best_step === null ? -1 : view.validation.step.indexOf(view.best_step);
   root.append(definitions([

@@ -37,8 +37,12 @@ export function quoted(name) {
   return `\u2018${name}\u2019`;
 }
 
-/** "execution.loader_threads" -> "Loader threads". */
+const UNITS = { px: "px", s: "seconds" };
+
+/** "execution.loader_threads" -> "Loader threads"; the unit of "every_s" goes into brackets. */
 export function words(name) {
-  const last = name.split(".").at(-1).replaceAll("_", " ");
-  return last.charAt(0).toUpperCase() + last.slice(1);
+  const parts = name.split(".").at(-1).split("_");
+  const unit = parts.length > 1 ? UNITS[parts.at(-1)] : undefined;
+  const text = (unit ? parts.slice(0, -1) : parts).join(" ").replace(/^ema\b/, "EMA");
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}${unit ? ` (${unit})` : ""}`;
 }

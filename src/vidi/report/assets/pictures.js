@@ -15,10 +15,10 @@ function bars(item, classes) {
       el("span", { class: "number" }, percent(probability)))));
 }
 
-function open(item, classes, items) {
+export function openPicture(item, classes, items) {
   const dialog = document.getElementById("dialog");
   const at = items.indexOf(item);
-  const go = (by) => open(items[(at + by + items.length) % items.length], classes, items);
+  const go = (by) => openPicture(items[(at + by + items.length) % items.length], classes, items);
   dialog.onkeydown = (event) => {
     if (event.key === "ArrowRight") go(1);
     if (event.key === "ArrowLeft") go(-1);
@@ -43,7 +43,7 @@ export function tiles(items, classes) {
   let shown = 0;
   const show = () => {
     box.append(...items.slice(shown, shown + PAGE).map((item) => el("button", {
-      type: "button", class: "tile", title: item.name, on: { click: () => open(item, classes, items) },
+      type: "button", class: "tile", title: item.name, on: { click: () => openPicture(item, classes, items) },
     },
     el("img", { src: item.picture, alt: "", loading: "lazy" }),
     el("span", { class: "caption" },

@@ -8,9 +8,11 @@ const GROUPS = [
   ["schedule", "Schedule"], ["execution", "Machine"], ["", "Training"],
 ];
 
+const PLAIN = { True: "yes", False: "no", None: "none" };
+
 function group(title, decisions) {
   return el("div", { class: "decisions" }, el("h3", {}, title), el("dl", {}, decisions.map((each) => [
-    el("dt", {}, words(each.name), el("span", { class: "value" }, each.value)),
+    el("dt", {}, words(each.name), el("span", { class: "value" }, PLAIN[each.value] ?? each.value)),
     el("dd", { class: each.reason === "asked for" ? "asked" : null }, each.reason),
   ])));
 }
@@ -27,14 +29,14 @@ export function renderPlan(root, view) {
   })));
   if (view.measured.length) {
     const one = (row) => row.images_per_second;
-    root.append(el("h3", {}, "What was measured"), table({
+    root.append(el("h3", { class: "apart" }, "What was measured"), table({
       caption: "Training steps tried on this machine", noun: ["candidate", "candidates"], rows: view.measured, sort: [4, "descending"],
       filter: (row) => row.precision, columns: [
         { title: "Precision", value: (row) => row.precision, cell: (row) => row.precision },
         { title: "Layout", value: (row) => String(row.channels_last), cell: (row) => (row.channels_last ? "channels last" : "channels first") },
         { title: "Batch", numeric: true, value: (row) => row.batch_size, cell: (row) => whole(row.batch_size) },
         { title: "Threads", numeric: true, value: (row) => row.threads, cell: (row) => whole(row.threads) },
-        { title: "Images per second", numeric: true, value: one, cell: (row) => decimal(one(row), 1) },
+        { title: "Images per second", numeric: true, value: one, cell: (row) => (one(row) < 100 ? decimal(one(row), 1) : whole(Math.round(one(row)))) },
         { title: "Out because", value: (row) => row.rejected || null, cell: (row) => row.rejected || "" },
       ] }));
   }

@@ -1,5 +1,6 @@
 // The first screen: how good, how sure, what is wrong, what to do next.
 import { el, svg, drawn } from "./dom.js";
+import { openPicture } from "./pictures.js";
 import { count, decimal, percent, range, whole } from "./format.js";
 
 function scale(judged) {
@@ -9,7 +10,8 @@ function scale(judged) {
     const height = 64;
     const x = (share) => 1 + share * (width - 2);
     const majority = judged.majority;
-    const edge = majority < 0.08 ? "start" : majority > 0.6 ? "end" : "middle";
+    // The words stay inside: they are about 180 px wide.
+    const edge = x(majority) < 90 ? "start" : x(majority) > width - 90 ? "end" : "middle";
     box.replaceChildren(svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
       "aria-label": `${percent(judged.accuracy)}, 95% interval ${range(judged.interval)}; always naming the most frequent class would get ${percent(majority)}` },
       svg("rect", { class: "track", x: x(0), y: 14, width: x(1) - x(0), height: 10, rx: 5 }),
@@ -17,9 +19,9 @@ function scale(judged) {
       svg("rect", { class: "band", x: x(low), y: 8, width: Math.max(2, x(high) - x(low)), height: 22, rx: 3 }),
       svg("line", { class: "here", x1: x(judged.accuracy), x2: x(judged.accuracy), y1: 4, y2: 34 }),
       svg("line", { class: "tick", x1: x(majority), x2: x(majority), y1: 10, y2: 38 }),
-      svg("text", { x: x(majority), y: 54, "text-anchor": edge },
+      svg("text", { x: edge === "start" ? x(0) : x(majority), y: 54, "text-anchor": edge },
         `${percent(majority, 0)}: always the largest class`),
-      majority < 0.6 ? svg("text", { x: x(1), y: 54, "text-anchor": "end" }, "all right") : null,
+      width - x(majority) > 240 ? svg("text", { x: x(1), y: 54, "text-anchor": "end" }, "all right") : null,
     ));
   });
   return box;
@@ -47,7 +49,19 @@ function step(each) {
     each.command ? el("code", { class: "command" }, each.command) : null);
 }
 
-export function renderSummary(root, view) {
+/** The first mistakes, small: a picture says more than the sentence above it. */
+function glimpse(mistakes) {
+  const items = (mistakes?.items ?? []).slice(0, 5);
+  if (items.length < 3) return null;
+  return el("div", { class: `glimpse${mistakes.side_px <= 64 ? " small-pictures" : ""}` },
+    el("p", { class: "hint" }, "Sure, and wrong:"),
+    el("div", {}, items.map((item) => el("button", { type: "button", class: "tile",
+      title: `${mistakes.classes[item.label]} taken for ${mistakes.classes[item.predicted]}`,
+      on: { click: () => openPicture(item, mistakes.classes, mistakes.items) } },
+    el("img", { src: item.picture, alt: `${mistakes.classes[item.label]} taken for ${mistakes.classes[item.predicted]}` })))));
+}
+
+export function renderSummary(root, view, mistakes) {
   const judged = view.judged;
   const parameters = view.parameters ? ` \u00b7 ${whole(view.parameters)} parameters` : "";
   root.append(el("p", { class: "eyebrow" }, view.run),
@@ -58,7 +72,8 @@ export function renderSummary(root, view) {
       el("p", { class: "big" }, percent(judged.accuracy),
         el("span", { class: "of" }, `${whole(judged.n_right)} of ${count(judged.n, `${judged.split} image`)} right`)),
       scale(judged),
-      el("p", { class: "sure" }, judged.sentence));
+      el("p", { class: "sure" }, judged.sentence),
+      glimpse(mistakes));
   root.append(el("div", { class: "first" }, good,
     el("div", { class: "wrong" }, el("h2", {}, "What is wrong"),
       el("ul", {}, view.findings.map(finding))),

@@ -1,0 +1,209 @@
+"""The page in a real Chromium: everything drawn, nothing executed, nothing fetched."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vidi.report import ReportData, render
+
+pytestmark = pytest.mark.slow
+
+# FAULTS.md L1: each must be shown as the text that it is.
+PAYLOADS = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "' onmouseover='alert(3)",
+    "</style><script>alert(4)</script>",
+    "</script><script>alert(5)</script>",
+    "<!--<script>alert(6)</script>",
+    "javascript:alert(7)",
+    "{{7*7}}{% raw %}${alert(8)}",
+    "line\u2028break\u2029here",
+    "<svg onload=alert(9)>",
+    "]]><a href='javascript:alert(10)'>x</a>",
+    "\u202egnp.exe",
+    "&lt;b&gt; &amp; &#60;i&#62;",
+    "</title><base href='https://example.invalid/'>",
+    "\x1b[31mred\x07 \x00 nul",
+    "__proto__",
+)
+
+
+@pytest.fixture
+def opened(browser: Any, tmp_path: Path) -> Callable[..., float]:
+    """`opened(data, width=390)` draws a report and returns the seconds that took."""
+
+    def open_(data: ReportData, **how: Any) -> float:
+        path = tmp_path / "report.html"
+        path.write_bytes(render(data).encode("utf-8"))
+        seconds: float = browser.open(path, **how)
+        return seconds
+
+    return open_
+
+
+def assert_quiet(browser: Any) -> None:
+    assert browser.dialogs == []
+    assert browser.errors == []
+    assert browser.requests == []
+
+
+@pytest.mark.parametrize("width", [360, 390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_part_is_drawn_and_nothing_is_wider_than_the_screen(
+    browser: Any, opened: Any, make_report: Any, *, width: int, dark: bool
+) -> None:
+    opened(make_report(skill=2.5), width=width, dark=dark)
+    assert_quiet(browser)
+    empty = browser.run(
+        "[...document.querySelectorAll('main .view')].filter((e) => e.clientHeight < 40).length"
+    )
+    assert empty == 0
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run("document.querySelector('#summary .big').firstChild.data").endswith("%")
+    # The canvases were painted, and the page is dark when that was asked for.
+    assert browser.count(".uplot canvas") == 4
+    image = np.asarray(Image.open(io.BytesIO(browser.picture())).convert("L"))
+    assert image.shape[1] == width
+    assert (np.median(image) < 60) == dark
+    assert image.std() > 5
+
+
+def test_hostile_names_are_text_wherever_they_stand(
+    browser: Any, opened: Any, make_report: Any
+) -> None:
+    hostile = make_report(
+        PAYLOADS, 480, skill=1.2, file_names=[f"test/{name}.jpg" for name in PAYLOADS],
+        name=PAYLOADS[0] + PAYLOADS[3], title=PAYLOADS[4],
+        environment={"python": PAYLOADS[1], PAYLOADS[2]: PAYLOADS[5]},
+    )  # fmt: skip
+    opened(hostile)
+    # Open a picture, sort the tables, choose a cell: the ways in which text gets on the page.
+    browser.click(".tile")
+    browser.run("document.querySelectorAll('.sort').forEach((button) => button.click())")
+    browser.run("document.querySelectorAll('.cell.wrong').forEach((button) => button.click())")
+    browser.run(
+        "document.querySelectorAll('main *').forEach("
+        "(e) => e.dispatchEvent(new MouseEvent('mouseover')))"
+    )
+    assert_quiet(browser)
+    assert browser.count("main, header, footer, dialog") == 4
+    assert browser.count("script:not([type]), script[type=module]") == 2
+    assert browser.count("base, iframe, object, embed, form, template, b, i") == 0
+    assert browser.count("a:not([href^='#'])") == 0
+    assert browser.count("img:not([src^='data:image/'])") == 0
+    handlers = (
+        "[...document.querySelectorAll('*')].filter("
+        "(e) => [...e.attributes].some((a) => a.name.startsWith('on'))).length"
+    )
+    assert browser.run(handlers) == 0
+    for part, wanted in (
+        ("#classes tbody", PAYLOADS),
+        ("#data tbody", PAYLOADS),
+        ("#confusion thead", PAYLOADS),
+        ("#summary", (PAYLOADS[0] + PAYLOADS[3], PAYLOADS[4])),
+        ("#environment", (PAYLOADS[1], PAYLOADS[5])),
+    ):
+        (text,) = browser.texts(part)
+        for payload in wanted:
+            assert payload in text, (part, payload)
+    assert browser.run("document.title").startswith(PAYLOADS[0])
+    shown = browser.texts(".path")[0]
+    assert any(f"{payload}.jpg" in shown for payload in PAYLOADS)
+
+
+def test_what_the_page_may_do_is_only_what_its_own_scripts_do(
+    browser: Any, opened: Any, make_report: Any
+) -> None:
+    opened(make_report(skill=2.5))
+    # A script that gets in by whatever way does not run, and nothing can be fetched.
+    browser.run(
+        "(() => { const s = document.createElement('script'); s.textContent = 'alert(1)';"
+        " document.body.append(s); const i = document.createElement('img');"
+        " i.src = 'https://example.invalid/x.png'; document.body.append(i);"
+        " document.body.insertAdjacentHTML('beforeend', '<b onclick=\"alert(2)\">x</b>');"
+        " document.body.lastChild.click(); })()"
+    )
+    refused = browser.run("fetch('https://example.invalid/').then(() => 'sent', () => 'refused')")
+    assert refused == "refused"
+    assert browser.dialogs == []
+    assert any("Content Security Policy" in error for error in browser.errors)
+
+
+def test_a_cell_opens_its_pictures_by_mouse_and_by_keyboard(
+    browser: Any, opened: Any, make_report: Any
+) -> None:
+    opened(make_report(skill=2.0))
+    browser.run("document.querySelector('.cell').focus()")
+    for key, code in (("ArrowRight", 39), ("ArrowDown", 40), ("ArrowDown", 40), ("ArrowLeft", 37)):
+        browser.press(key, code)
+    focused = browser.run("document.activeElement.getAttribute('aria-label')")
+    assert focused.startswith("cat called ant")
+    browser.click(".cell.wrong")
+    assert "taken for" in browser.texts(".panel h3")[0]
+    browser.click(".panel .tile")
+    assert browser.run("document.getElementById('dialog').open")
+    first = browser.texts(".dialog-body .path")
+    assert "taken for" in browser.texts("#dialog-title")[0]
+    browser.press("ArrowRight", 39)
+    assert browser.count(".dialog-body .row button") == 1 or browser.texts(".path") != first
+    browser.press("Escape", 27)
+    assert not browser.run("document.getElementById('dialog').open")
+    assert_quiet(browser)
+
+
+def test_tables_sort_and_the_threshold_moves(browser: Any, opened: Any, make_report: Any) -> None:
+    opened(make_report(skill=2.0))
+    names = "#classes tbody th"
+    browser.click("#classes .sort")
+    assert browser.texts(names) == sorted(browser.texts(names))
+    browser.click("#classes .sort")
+    assert browser.texts(names) == sorted(browser.texts(names), reverse=True)
+    head = "document.querySelector('#classes thead th').getAttribute('aria-sort')"
+    assert browser.run(head) == "descending"
+    before = browser.texts(".picked-text")
+    browser.type("#wanted", "5")
+    assert browser.texts(".picked-text") != before
+    assert_quiet(browser)
+
+
+def test_a_run_that_was_not_judged_or_trained_yet_still_has_a_page(
+    browser: Any, opened: Any, make_report: Any
+) -> None:
+    opened(make_report(evaluation=None, predictions=None, pictures=None, records=(), timing=()))
+    assert_quiet(browser)
+    assert "Not judged yet" in browser.texts("#summary")[0]
+    assert browser.count("#mistakes") == 0
+
+
+@pytest.mark.parametrize(("num_classes", "n"), [(2, 3), (2, 40), (41, 900)])
+def test_odd_numbers_of_classes_are_drawn_too(
+    browser: Any, opened: Any, make_report: Any, num_classes: int, n: int
+) -> None:
+    names = [
+        f"class number {label} with a name that is rather long" for label in range(num_classes)
+    ]
+    for skill in (1.0, 30.0):
+        opened(make_report(names, n, skill=skill), width=390)
+        assert_quiet(browser)
+        assert browser.run("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_thousand_classes_open_in_seconds(browser: Any, opened: Any, make_report: Any) -> None:
+    names = [f"n{label:08} thing" for label in range(1000)]
+    data = make_report(names, 50_000, skill=6.0, px=224)
+    assert len(render(data).encode()) <= 5e6
+    assert opened(data) <= 3
+    assert_quiet(browser)
+    assert browser.count("*") < 6000
+    browser.type("#confusion input", "00000012")
+    shown = browser.texts("#confusion tbody tr")
+    assert shown
+    assert all("00000012" in row for row in shown)
