@@ -212,7 +212,7 @@ def build(
         "stochastic_depth": stochastic_depth,
     }
     own = isinstance(name, str) and name in MODELS
-    shown = name if isinstance(name, str) else _name_of(name)
+    shown = name if isinstance(name, str) else name_of(name)
     if isinstance(name, str) and name in MODELS:
         network = _from_zoo(name, asked, pretrained=weights is not None)
     elif callable(name) or ":" in name:
@@ -289,7 +289,8 @@ def _from_function(function: Any, asked: dict[str, Any], name: str) -> nn.Module
     return network
 
 
-def _name_of(function: Callable[..., nn.Module]) -> str:
+def name_of(function: Callable[..., nn.Module]) -> str:
+    """The name that `config.load` finds it by, if it stands at the top of a module."""
     module = getattr(function, "__module__", type(function).__module__)
     return f"{module}:{getattr(function, '__qualname__', type(function).__qualname__)}"
 

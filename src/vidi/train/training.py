@@ -21,6 +21,7 @@ from vidi.augment import Transform
 from vidi.config import Config, load
 from vidi.errors import Interrupted, StorageError, VidiError
 from vidi.facts import Facts
+from vidi.model import name_of
 from vidi.plan import Plan
 from vidi.report import write
 from vidi.restore import load_best
@@ -75,6 +76,9 @@ def train(
     """
     started_at = time.monotonic() if started_at is None else started_at
     config = (config or Config()).with_settings(settings or {})
+    if model is not None:
+        # What was given as an object is written down by its importable name.
+        config = config.with_settings({"model.name": name_of(model)})
     extensions = Extensions(model=model, transforms=tuple(transforms), schedule=schedule)
     tell: Show = show or (lambda _: None)
     path = (
@@ -163,6 +167,7 @@ def _drive(run: Run, plan: Plan, job: Job, state: State, tell: Show) -> None:
                         "stopping early: validation got no better for "
                         f"{plan.patience_evaluations} evaluations"
                     )
+                    save(state, run)
                     break
             if stop:
                 save(state, run)
