@@ -502,9 +502,12 @@ def test_a_file_that_is_not_predictions_is_refused_in_words() -> None:
     ids, probabilities = np.arange(3), np.full((3, 2), 0.5, np.float32)
     data = made(50, 3).to_bytes()
     cases = {
-        "cannot be read": [b"", b"hello", data[: len(data) // 2], _npz(ids=ids)],
+        "cannot be read": [b"", b"hello", data[: len(data) // 2]],
+        "has no labels": [_npz(ids=ids)],
         "compressed": [_npz(compressed=True, ids=ids, labels=ids, probabilities=probabilities)],
-        "instead of int64": [_npz(ids=ids, labels=ids, probabilities=probabilities.astype(float))],
+        "are float64 instead of float32": [
+            _npz(ids=ids, labels=ids, probabilities=probabilities.astype(float))
+        ],
         "classes": [_npz(ids=ids, labels=ids, probabilities=probabilities)],
         "fit together": [_npz(ids=ids[:2], labels=ids * 0, probabilities=probabilities)],
         "Object arrays": [_npz(ids=np.array([{}]), labels=ids, probabilities=probabilities)],
