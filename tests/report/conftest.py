@@ -81,6 +81,7 @@ def made_report(
     name: str = "2026-11-22_animals_a1b2",
     title: str = "animals",
     pixels_for: Callable[[int, int], np.ndarray] | None = None,
+    quarantined: dict[str, int] | None = None,
     **changes: Any,
 ) -> ReportData:
     """A finished run on `classes`; `changes` replace fields of the ReportData."""
@@ -98,7 +99,7 @@ def made_report(
         width_px=(px, px, px),
         grey=channels == 1,
         split_rule="folders for test; validation stratified from train, 15%, seed 0",
-        quarantined={"TRUNCATED": 2, "NOT_IMAGE": 1},
+        quarantined={"TRUNCATED": 2, "NOT_IMAGE": 1} if quarantined is None else quarantined,
         ignored={"hidden": 3},
         neighbour_agreement=0.71,
     )
@@ -192,8 +193,8 @@ class Browser:
             [
                 executable, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
                 "--no-first-run", "--disable-background-networking", "--disable-component-update",
-                "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
-                f"--user-data-dir={folder}", "about:blank",
+                "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
+                "--remote-debugging-pipe", f"--user-data-dir={folder}", "about:blank",
             ],
             preexec_fn=as_three_and_four,
             close_fds=False,

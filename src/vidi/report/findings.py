@@ -18,6 +18,8 @@ Level = Literal["bad", "watch", "fine"]
 
 # Half an interval wider than this is worth a word: below 3 points most decisions can be made.
 _WIDE = 0.03
+# A class that goes to one other class less often than this is not mixed up with it.
+_OFTEN = 0.05
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _of_classes(judged: Evaluation) -> Iterator[Finding]:
             "classes",
         )
     for pair in judged.most_confused[:1]:
-        if pair.n >= 3:
+        if pair.n >= 3 and pair.share >= _OFTEN:
             label, predicted = judged.classes[pair.label], judged.classes[pair.predicted]
             n_label = judged.per_class[pair.label].n
             yield Finding(

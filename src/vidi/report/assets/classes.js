@@ -47,7 +47,7 @@ function curves(view) {
         figures.forEach((each) => each.redraw());
       } } }, view.curves.map((curve) => el("option", { value: curve.label }, names[curve.label])))),
       about),
-    every ? null : el("p", { class: "hint" }, `The ${view.curves.length} classes with the lowest average precision.`),
+    every ? null : el("p", { class: "hint under" }, `The ${view.curves.length} classes with the lowest average precision.`),
     el("div", { class: "pair" }, figures));
 }
 

@@ -107,6 +107,8 @@ export function renderConfusion(root, view, mistakes) {
     chosen = node;
     node?.setAttribute("aria-current", "true");
     panel.replaceChildren(...panelFor(cell, view.classes, totals[cell.label], mistakes).filter(Boolean));
+    // Chosen in a list further down, or on a narrow screen, the answer may be out of sight.
+    panel.scrollIntoView({ block: "nearest" });
   };
   const first = wrong.length
     ? [el("h3", {}, "Most frequent mix-ups"), el("ul", { class: "mixups" }, wrong.slice(0, 8).map((cell) =>

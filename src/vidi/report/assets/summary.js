@@ -54,7 +54,7 @@ function glimpse(mistakes) {
   const items = (mistakes?.items ?? []).slice(0, 5);
   if (items.length < 3) return null;
   return el("div", { class: `glimpse${mistakes.side_px <= 64 ? " small-pictures" : ""}` },
-    el("p", { class: "hint" }, "Sure, and wrong:"),
+    el("p", { class: "hint" }, "The most confident mistakes:"),
     el("div", {}, items.map((item) => el("button", { type: "button", class: "tile",
       title: `${mistakes.classes[item.label]} taken for ${mistakes.classes[item.predicted]}`,
       on: { click: () => openPicture(item, mistakes.classes, mistakes.items) } },

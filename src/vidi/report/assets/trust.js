@@ -45,12 +45,14 @@ function reliability(view) {
 function coverage(view) {
   const points = view.coverage;
   const lowest = Math.min(...points.map((each) => each.interval[0]));
-  const floor = Math.max(0, Math.floor(lowest * 20) / 20);
+  // A round number just below everything that is drawn.
+  const grain = lowest > 0.95 ? 100 : 20;
+  const floor = Math.max(0, Math.min(1 - 1 / grain, Math.floor(lowest * grain) / grain));
   let chosen = null;
   const figure = chart({
     title: "Answering only when sure", height: 320,
     x: { ...UNIT, label: "share of the images answered" },
-    y: { domain: [floor === 1 ? 0.95 : floor, 1], format: (value) => percent(value, 1 - floor < 0.06 ? 1 : 0), label: "right of the answers" },
+    y: { domain: [floor, 1], format: (value) => percent(value, 1 - floor < 0.06 ? 1 : 0), label: "right of the answers" },
     paint: (layer, x, y) => {
       const at = (each, value) => [x(each.coverage), y(Math.max(floor, value))];
       layer.append(
