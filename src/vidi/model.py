@@ -21,8 +21,8 @@ from vidi.config import load
 from vidi.errors import UsageError, nearest
 from vidi.facts import ModelFacts, WeightsFacts
 from vidi.weights import Fit
-from vidi.zoo import MODELS, ModelSpec
-from vidi.zoo.efficientnet import from_package_names
+from vidi.zoo import IMAGENET, MODELS, Weights
+from vidi.zoo.efficientnet import EfficientNet, with_our_names
 
 
 @final
@@ -319,15 +319,15 @@ def _check_logits(classifier: Classifier) -> None:
         )
 
 
-def _spec_with_weights(name: str, weights: str) -> ModelSpec:
-    spec = MODELS.get(name)
-    if spec is None or weights not in spec.weights:
-        having = [known for known, other in MODELS.items() if weights in other.weights]
+def _pretrained(name: str, weights: str) -> Weights:
+    source = IMAGENET.get(name) if weights == "imagenet" else None
+    if source is None:
+        having = ", ".join(IMAGENET)
         raise UsageError(
             f"there are no weights '{weights}' for model '{name}'",
-            fix=f"models that have them: {', '.join(having)}" if having else "train from scratch",
+            fix=f"'imagenet' is there for {having}; or leave model.weights at 'none'",
         )
-    return spec
+    return source
 
 
 def weights_facts(name: str, weights: str) -> WeightsFacts | None:
@@ -338,16 +338,13 @@ def weights_facts(name: str, weights: str) -> WeightsFacts | None:
     """
     if weights == "none":
         return None
-    return _spec_with_weights(name, weights).weights[weights].pixels
+    return _pretrained(name, weights).pixels
 
 
 def _load(classifier: Classifier, weights: str) -> Fit:
-    source = _spec_with_weights(classifier.name, weights).weights[weights]
-    kind, _, rest = source.source.partition(":")
-    if kind != "package":
-        raise UsageError(f"the weights of '{classifier.name}' would have to be downloaded")
-    package, _, file = rest.partition("/")
-    state = from_package_names(weights_module.from_package(package, file, source.sha256))
+    state = weights_module.pretrained(_pretrained(classifier.name, weights))
+    if isinstance(classifier.network, EfficientNet):
+        state = with_our_names(state)
     return weights_module.fit(classifier.network, state, head_name=classifier.head_name)
 
 

