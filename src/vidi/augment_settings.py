@@ -37,7 +37,10 @@ class AugmentSettings(Frozen):
     crop_ratio: Ratio = (3 / 4, 4 / 3)
     horizontal_flip: Flip = "none"
     vertical_flip: bool = False
+    # Further changes, see POLICIES in augment/policy.py.
     policy: Policy = "none"
+    # The images are without colour, so the policy leaves changes of colour out.
+    grey: bool = False
     # 0 switches each of these off.
     mixup_alpha: Annotated[float, Field(ge=0.0)] = 0.0
     cutmix_alpha: Annotated[float, Field(ge=0.0)] = 0.0

@@ -81,7 +81,7 @@ def random_resized_crop(
     def cropped(batch: Batch, rng: ImageRandom, done: float) -> Batch:
         del done
         height, width = batch.images.shape[-2:]
-        boxes = random_boxes(rng.stream("random_resized_crop"), height, width, scale, ratio)
+        boxes = random_boxes(rng.stream("random_resized_crop"), (height, width), scale, ratio)
         return _with(batch, resized_boxes(batch.images, boxes, image_px))
 
     return cropped
@@ -89,27 +89,40 @@ def random_resized_crop(
 
 def random_boxes(
     rng: ImageRandom,
-    height: int,
-    width: int,
+    size: tuple[int, int],
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Tensor:
-    """(4, N) int64: top, left, height and width of a random box in each image."""
-    low, high = math.log(ratio[0]), math.log(ratio[1])
+    """(4, N) int64: top, left, height and width of a random box in each image.
+
+    size: height and width of the images; scale, ratio: as for random_resized_crop.
+    """
+    height, width = size
+    heights, widths, found = random_shapes(rng, size, scale, ratio)
+    middle_height, middle_width = _largest(height, width, ratio)
+    heights = torch.where(found, heights, middle_height)
+    widths = torch.where(found, widths, middle_width)
+    top, left = rng.integers(height - heights + 1), rng.integers(width - widths + 1)
+    top = torch.where(found, top, (height - middle_height) // 2)
+    left = torch.where(found, left, (width - middle_width) // 2)
+    return torch.stack((top, left, heights, widths))
+
+
+def random_shapes(
+    rng: ImageRandom,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Height and width, (N,) int64, of a random box that fits, and whether one was found, (N,)."""
+    height, width = size
     areas = rng.uniform(*scale, count=_ATTEMPTS) * (height * width)
-    ratios = rng.uniform(low, high, count=_ATTEMPTS).exp()
+    ratios = rng.uniform(math.log(ratio[0]), math.log(ratio[1]), count=_ATTEMPTS).exp()
     widths = (areas * ratios).sqrt().round().to(torch.int64)
     heights = (areas / ratios).sqrt().round().to(torch.int64)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first = fits.to(torch.uint8).argmax(dim=0, keepdim=True)
-    middle_height, middle_width = _largest(height, width, ratio)
-    found = fits.any(dim=0)
-    box_width = torch.where(found, widths.gather(0, first)[0], middle_width)
-    box_height = torch.where(found, heights.gather(0, first)[0], middle_height)
-    top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
-    top = torch.where(found, top, (height - middle_height) // 2)
-    left = torch.where(found, left, (width - middle_width) // 2)
-    return torch.stack((top, left, box_height, box_width))
+    return heights.gather(0, first)[0], widths.gather(0, first)[0], fits.any(dim=0)
 
 
 def _largest(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
@@ -154,7 +167,7 @@ def _resized_by_products(images: Tensor, boxes: Tensor, image_px: int) -> Tensor
     pixels = torch.bmm(down, pixels).view(count, image_px, width, channels)
     pixels = pixels.transpose(1, 2).reshape(count, width, image_px * channels)
     pixels = torch.bmm(across, pixels).view(count, image_px, image_px, channels)
-    return memory.like(pixels.permute(0, 3, 2, 1), images).contiguous(memory_format=memory.layout(images))
+    return memory.like(pixels.permute(0, 3, 2, 1), images)
 
 
 def _weights(start: Tensor, length: Tensor, size: int, image_px: int) -> Tensor:

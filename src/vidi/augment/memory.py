@@ -101,7 +101,48 @@ def write_rows(out: Tensor, where: Tensor, images: Tensor) -> None:
 
 
 def like(pixels: Tensor, images: Tensor) -> Tensor:
-    """Float pixels as the type of `images`: rounded and cut to 0..255 for uint8."""
+    """Float pixels as the type of `images` and in their layout: for uint8, rounded and cut to
+    0..255. The pixels are not needed afterwards and may be written over."""
     if images.dtype == torch.uint8:
-        pixels = pixels.round().clamp(0, 255)
-    return pixels.to(images.dtype)
+        pixels = pixels.round_().clamp_(0, 255)
+    return pixels.to(images.dtype).contiguous(memory_format=layout(images))
+
+
+def where(
+    chosen: Tensor,
+    change: Callable[..., Tensor],
+    images: Tensor,
+    *parameters: Tensor,
+    in_place: bool = False,
+) -> Tensor:
+    """change(images, *parameters) for the chosen images, the others as they are.
+
+    chosen: (N,) bool. change: handles each image by itself and keeps shape and type. parameters:
+    (N, ...) each, one row for an image. in_place: images may be overwritten.
+    """
+    if not in_main_memory(images):
+        return torch.where(chosen[:, None, None, None], change(images, *parameters), images)
+    numbers = chosen.nonzero().squeeze(1)
+    if not len(numbers):
+        return images
+    out = images if in_place else images.clone(memory_format=layout(images))
+    if large(images):
+        which: list[int] = numbers.tolist()
+
+        def one(k: int) -> None:
+            this = slice(which[k], which[k] + 1)
+            out[this] = change(images[this], *(parameter[this] for parameter in parameters))
+
+        each(len(which), len(which) * images[0].numel(), one)
+    else:
+        some = like_rows(rows(images).index_select(0, numbers), images)
+        changed = change(some, *(parameter.index_select(0, numbers) for parameter in parameters))
+        write_rows(out, numbers, changed.contiguous(memory_format=layout(images)))
+    return out
+
+
+def for_all(change: Callable[..., Tensor], images: Tensor, *parameters: Tensor) -> Tensor:
+    """change(images, *parameters), image by image where that is faster."""
+    if not (in_main_memory(images) and large(images)):
+        return change(images, *parameters)
+    return where(torch.ones(len(images), dtype=torch.bool), change, images, *parameters)

@@ -1,0 +1,58 @@
+"""Several views of each image, to average what a model says about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from vidi.augment import memory
+from vidi.errors import UsageError
+
+ViewKind: TypeAlias = Literal["plain", "flip", "five", "ten"]
+
+
+def views(images: Tensor, kind: ViewKind, image_px: int) -> list[Tensor]:
+    """Each (N, C, image_px, image_px), in the type of the images (N, C, H, W).
+
+    "plain": the middle. "flip": the middle and its mirror image. "five": the middle and the four
+    corners. "ten": those and their mirror images (Krizhevsky et al. 2012).
+
+    Raises:
+        UsageError: the images are smaller than image_px, or so little larger that corners would
+            show the same.
+    """
+    height, width = images.shape[2:]
+    if min(height, width) < image_px:
+        raise UsageError(
+            f"views of {image_px} px do not fit into images of {width} x {height} px",
+            fix="store the images larger",
+        )
+    if kind in ("five", "ten") and max(height, width) == image_px:
+        raise UsageError(
+            f"in images of {width} x {height} px all {kind} crops of {image_px} px are the same",
+            fix="use the views 'flip', or store the images larger",
+        )
+    down, across = height - image_px, width - image_px
+    places = [(down // 2, across // 2)]
+    if kind in ("five", "ten"):
+        places += [(0, 0), (0, across), (down, 0), (down, across)]
+    cut = [
+        images[:, :, top : top + image_px, left : left + image_px].contiguous(
+            memory_format=memory.layout(images)
+        )
+        for top, left in places
+    ]
+    if kind in ("flip", "ten"):
+        cut += [view.flip(3) for view in cut]
+    return cut
+
+
+def average_probabilities(logits: Sequence[Tensor]) -> Tensor:
+    """(N, classes) float32, rows sum to 1: the mean of the views' probabilities, from their logits
+    (N, classes) each."""
+    if not logits:
+        raise UsageError("there is no view to average")
+    return torch.stack([view.to(torch.float32).softmax(dim=1) for view in logits]).mean(dim=0)
