@@ -6,9 +6,13 @@ training, evaluation, an exported file and a server cannot differ in what they d
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -18,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidi import weights as weights_module
 from vidi.config import load
-from vidi.errors import UsageError, nearest
+from vidi.errors import MissingExtra, UsageError, nearest
 from vidi.facts import ModelFacts, WeightsFacts
 from vidi.weights import Fit
 from vidi.zoo import IMAGENET, MODELS, Weights
@@ -191,9 +195,9 @@ def build(
     Its random initial values come from torch's global generator.
 
     Args:
-        name: of the zoo (`vidi models` lists them), `module:function`, or the function itself: it
-            is called with `num_classes`, and with `image_px`, `channels`, `dropout` and
-            `stochastic_depth` where it has such arguments.
+        name: of the zoo (`vidi models` lists them), `timm:NAME` or a name that only timm knows,
+            `module:function`, or the function itself: it is called with `num_classes`, and with
+            `image_px`, `channels`, `dropout` and `stochastic_depth` where it has such arguments.
         image_px: side of the images, in pixels.
         channels: 1 for grey, 3 for colour; others work too.
         mean, std: of each channel, in 0..1.
@@ -215,6 +219,9 @@ def build(
     shown = name if isinstance(name, str) else name_of(name)
     if isinstance(name, str) and name in MODELS:
         network = _from_zoo(name, asked, pretrained=weights is not None)
+    elif isinstance(name, str) and (found := _timm_name(name)) is not None:
+        shown = f"timm:{found}"
+        network = _from_timm(found, asked, weights)
     elif callable(name) or ":" in name:
         network = _from_function(load(name) if isinstance(name, str) else name, asked, shown)
     else:
@@ -224,7 +231,7 @@ def build(
     )
     if not own:
         _check_logits(classifier)
-    if weights is not None:
+    if weights is not None and not shown.startswith("timm:"):
         classifier.fit = _load(classifier, weights)
     return classifier
 
@@ -289,6 +296,115 @@ def _from_function(function: Any, asked: dict[str, Any], name: str) -> nn.Module
     return network
 
 
+# "resnet50", "vit_small_patch16_224.augreg_in1k"; no path, no module, no address.
+_TIMM_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)?")
+
+
+def _timm_name(name: str) -> str | None:
+    """What timm calls the model; None when the name is not meant for timm.
+
+    Raises:
+        MissingExtra: asked for by "timm:", and timm is not installed.
+        UsageError: asked for by "timm:", and there is no such model.
+    """
+    asked = name.startswith("timm:")
+    bare = name.removeprefix("timm:")
+    if not _TIMM_NAME.fullmatch(bare):
+        if asked:
+            raise UsageError(
+                f"'{name}' is not the name of a timm model",
+                fix="names from the network are not taken here, only those that timm lists",
+            )
+        return None
+    if not asked and importlib.util.find_spec("timm") is None:
+        return None
+    timm = import_timm()
+    architecture, _, tag = bare.partition(".")
+    if timm.is_model(architecture) and (
+        not tag or bare in timm.list_models(f"{architecture}.*", pretrained=True)
+    ):
+        return bare
+    if asked:
+        raise UsageError(f"timm has no model '{bare}'", fix=nearest(bare, timm.list_models()))
+    return None
+
+
+def import_timm() -> Any:
+    """The module timm, also beside a torch without CUDA.
+
+    Raises:
+        MissingExtra: timm or torchvision is not installed.
+    """
+    declare_missing_operators()
+    try:
+        import timm  # noqa: PLC0415 - an extra, and slow to import
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            f"models of timm need a package that is not installed: {error.name}",
+            fix='pip install "vidi[timm]"',
+        ) from None
+    return timm
+
+
+@functools.cache
+def declare_missing_operators() -> torch.library.Library | None:
+    """Make `import torchvision` work where its compiled library cannot load.
+
+    The torchvision of the package index is built for CUDA. Beside a torch for processors its
+    library does not load, and its import fails at the first operator that it describes. Declaring
+    the two that it describes is enough for everything that has nothing to do with boxes. Returns
+    what holds the declarations, which have to be held; None where torchvision needs no help.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None or hasattr(torch.ops.torchvision, "nms"):
+        return None
+    for compiled in Path(spec.origin).parent.glob("_C*.so"):
+        try:
+            torch.ops.load_library(compiled)  # type: ignore[no-untyped-call]
+        except OSError:
+            continue
+        return None
+    declared = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    for operator in ("nms", "qnms"):
+        schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        declared.define(schema)  # type: ignore[no-untyped-call]
+    return declared
+
+
+def _from_timm(name: str, asked: dict[str, Any], weights: str | None) -> nn.Module:
+    """A model of timm; its own code adapts stem and head, and loads its weights."""
+    timm = import_timm()
+    if weights not in (None, "imagenet"):
+        raise UsageError(
+            f"there are no weights '{weights}' for model 'timm:{name}'", fix="give 'imagenet'"
+        )
+    settings: dict[str, Any] = {
+        "pretrained": weights is not None,
+        "num_classes": asked["num_classes"],
+        "in_chans": asked["channels"],
+    }
+    if asked["dropout"] is not None:
+        settings["drop_rate"] = asked["dropout"]
+    if asked["stochastic_depth"] is not None:
+        settings["drop_path_rate"] = asked["stochastic_depth"]
+    try:
+        # Networks of a fixed size (most transformers) have to be told; the others do not know it.
+        try:
+            network: nn.Module = timm.create_model(name, img_size=asked["image_px"], **settings)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            network = timm.create_model(name, **settings)
+    except TypeError as error:
+        raise UsageError(f"model 'timm:{name}' does not take a setting: {error}") from None
+    except (RuntimeError, OSError) as error:
+        raise UsageError(
+            f"the weights of 'timm:{name}' cannot be had: {str(error).splitlines()[0]}",
+            fix="timm downloads them once; or train from scratch with model.weights = 'none'",
+        ) from error
+    return network
+
+
 def name_of(function: Callable[..., nn.Module]) -> str:
     """The name that `config.load` finds it by, if it stands at the top of a module."""
     module = getattr(function, "__module__", type(function).__module__)
@@ -338,7 +454,19 @@ def weights_facts(name: str, weights: str) -> WeightsFacts | None:
     """
     if weights == "none":
         return None
-    return _pretrained(name, weights).pixels
+    found = None if name in MODELS else _timm_name(name)
+    if found is None or weights != "imagenet":
+        return _pretrained(name, weights).pixels
+    config = import_timm().get_pretrained_cfg(found)
+    if config is None or not config.has_weights:
+        raise UsageError(f"timm has no pretrained weights for '{found}'")
+    return WeightsFacts(
+        image_px=config.input_size[-1],
+        mean=config.mean,
+        std=config.std,
+        interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
+        crop_fraction=config.crop_pct,
+    )
 
 
 def _load(classifier: Classifier, weights: str) -> Fit:
