@@ -10,15 +10,16 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from vidi.config import DataConfig
 from vidi.data import Dataset, PixelStore, open_dataset, open_store
+from vidi.data.resample import fast_resize, same_numbers
 from vidi.errors import DataError, StorageError
-from vidi.image import PixelContract, prepare
+from vidi.image import PixelContract, prepare, resize
 
 Make = Callable[[Path, dict[str, int]], Path]
 
@@ -255,6 +256,21 @@ def test_two_processes_may_build_the_same_store(root: Path, cache: Path) -> None
     assert [child.returncode for child in children] == [0, 0]
     assert len(said) == 1
     assert len(list((cache / "stores").iterdir())) == 1
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_the_fast_resize_gives_the_numbers_of_the_exact_one(
+    interpolation: Literal["nearest", "bilinear", "bicubic"],
+) -> None:
+    """P12: what was trained on is what a bundle without torch sees."""
+    assert same_numbers()
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        height, width, to_height, to_width = np.exp(rng.uniform(0.7, 5.5, 4)).astype(int).tolist()
+        shape = (height, width, int(rng.integers(1, 5)))
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+        expected = resize(pixels, to_height, to_width, interpolation)
+        assert (fast_resize(pixels, to_height, to_width, interpolation) == expected).all()
 
 
 def test_arrays_and_files_make_the_same_store() -> None:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from vidi import image
 from vidi.data.cache import cache_folder, cache_trouble
 from vidi.data.dataset import Dataset, content_digest
+from vidi.data.resample import fast_resize
 from vidi.errors import DataError, StorageError, UnreadableImage
 from vidi.image import PixelContract, Pixels
 
@@ -294,11 +295,11 @@ def _row(
         array = dataset.source.pixels(index)
         if array is not None:
             digest = content_digest(np.ascontiguousarray(array).data.cast("B"))
-            out[:] = image.prepare_array(array, contract)
+            out[:] = image.prepare_array(array, contract, resize=fast_resize)
         else:
             data = dataset.read(index)
             digest = content_digest(data)
-            out[:] = image.prepare(data, contract)
+            out[:] = image.prepare(data, contract, resize=fast_resize)
     except UnreadableImage as error:
         out[:] = contract.background
         return digest, [UnreadableRow(index, error.reason, error.message)]  # type: ignore[arg-type]
