@@ -406,7 +406,10 @@ def test_a_log_cut_at_any_byte_keeps_its_whole_lines_and_goes_on_after_them(
 
 
 @settings(max_examples=50, deadline=None)
-@given(lines=st.lists(st.text(st.characters(exclude_characters="\n")), max_size=20), data=st.data())
+@given(
+    lines=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n")), max_size=20),
+    data=st.data(),
+)
 def test_a_log_cut_back_to_an_offset_is_as_it_was_then(
     lines: list[str], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -433,9 +436,11 @@ def test_a_log_cannot_be_cut_back_to_where_no_line_ended(tmp_path: Path) -> None
     log.close()
 
 
-def test_a_line_cannot_hold_a_newline(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="newline"):
-        LineLog(tmp_path / "log").append("a\nb")
+@pytest.mark.parametrize(("line", "words"), [("a\nb", "newline"), ("a\udce9", r"'\\udce9'")])
+def test_what_is_no_line_of_text_is_refused(line: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        LineLog(tmp_path / "log").append(line)
+    assert LineLog(tmp_path / "log").lines() == []
 
 
 def test_threads_share_a_log_without_mixing_lines(tmp_path: Path) -> None:

@@ -557,9 +557,14 @@ class Run:
 
     def _rotate(self, keep: Collection[int]) -> None:
         candidates = self._candidates()
-        newest = sorted({one.step for one in candidates})[-_KEPT_CHECKPOINTS:]
+        replaced = {one.step for one in candidates if not one.aside}
+        kept = {*sorted({one.step for one in candidates})[-_KEPT_CHECKPOINTS:], *keep}
         storage.discard_folder(
-            [one.path for one in candidates if one.step not in newest and one.step not in keep],
+            [
+                one.path
+                for one in candidates
+                if one.step not in kept or (one.aside and one.step in replaced)
+            ],
             disk=self._disk,
         )
 

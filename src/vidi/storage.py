@@ -710,27 +710,28 @@ class LineLog:
     def append(self, line: str) -> None:
         """One line, without its newline. Not flushed to the disk: see `sync`.
 
-        A kill loses nothing of it, a power loss may. Raises StorageError; nothing of the line is
-        then left in the file once the disk works again.
+        A kill loses nothing of it, a power loss may. Raises StorageError, after which nothing of
+        the line counts; UsageError for what is no line of text.
         """
         if "\n" in line:
             raise UsageError("a line of a log cannot hold a newline")
-        data = line.encode("utf-8", "surrogateescape") + b"\n"
+        try:
+            data = line.encode("utf-8") + b"\n"
+        except UnicodeEncodeError as error:
+            raise UsageError(f"a line of a log cannot hold {line[error.start]!r}") from error
         with self._guard, explained("cannot write", self._path):
             descriptor = self._open()
             if os.fstat(descriptor).st_size != self._end:
+                # What an append that failed, or was killed, left of its line.
                 self._disk.truncate(descriptor, self._end)
-            try:
-                self._disk.write(descriptor, data)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    self._disk.truncate(descriptor, self._end)
-                raise
+            self._disk.write(descriptor, data)
             self._end += len(data)
 
     def truncate(self, offset: int) -> None:
-        """Cuts the log back, durably. Raises DamagedError when it is shorter, or `offset` is
-        inside a line; StorageError."""
+        """Cuts the log back. Not flushed either: after a power loss, cut it back again.
+
+        Raises DamagedError when it is shorter, or `offset` is inside a line; StorageError.
+        """
         with self._guard, explained("cannot cut back", self._path):
             descriptor = self._open()
             if offset > self._end:
@@ -745,7 +746,6 @@ class LineLog:
                     fix="put the file back from a copy, or start a new run",
                 )
             self._disk.truncate(descriptor, offset)
-            self._disk.fsync(descriptor)
             self._end = offset
 
     def sync(self) -> None:
