@@ -97,7 +97,7 @@ def _of_evaluation(data: ReportData) -> Iterator[Finding]:
             "watch",
             "Too sure of itself" if sure else "Right more often than it says",
             f"It says {share(judged.mean_confidence)} on average and is right in "
-            f"{share(judged.accuracy)}. Rankings are fine; the probabilities are off.",
+            f"{share(judged.accuracy)}. {_mended(judged)}",
             "trust",
         )
     low, high = judged.accuracy_interval
@@ -108,6 +108,17 @@ def _of_evaluation(data: ReportData) -> Iterator[Finding]:
             f"That leaves {100 * (high - low) / 2:.1f} points to either side.",
             "trust",
         )
+
+
+def _mended(judged: Evaluation) -> str:
+    calibration = judged.calibration
+    if calibration is None or calibration.ece >= judged.ece:
+        return "Rankings are fine; the probabilities are off."
+    return (
+        f"Dividing the logits by {calibration.temperature.value:.2f} (fitted on "
+        f"{calibration.temperature.fitted_on}) brings the calibration error from "
+        f"{share(judged.ece)} to {share(calibration.ece)}."
+    )
 
 
 def _of_classes(judged: Evaluation) -> Iterator[Finding]:

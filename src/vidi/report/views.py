@@ -279,6 +279,7 @@ def _curves(data: ReportData) -> View:
         "validation": _columns(validated, ("step", "log_loss", "accuracy")),
         "timing": _columns(data.timing, ("step", "images_per_second", "wait_fraction")),
         "steps_per_epoch": steps_per_epoch,
+        "label_smoothing": data.plan.label_smoothing,
         "best_step": best,
     }
 

@@ -18,7 +18,9 @@ function bar(row) {
 function curves(view) {
   if (view.curves.length === 0) return null;
   const names = view.rows.map((row) => row.name);
-  let chosen = view.curves[0].label;
+  // The class that has most to show: the one that is told apart worst.
+  const worst = (a, b) => (view.rows[b.label].average_precision < view.rows[a.label].average_precision ? b : a);
+  let chosen = view.curves.reduce(worst).label;
   const paintWith = (xs, ys) => (layer, x, y) => {
     for (const curve of [...view.curves].sort((a, b) => (a.label === chosen) - (b.label === chosen))) {
       const points = curve[xs].map((value, i) => [x(value), y(curve[ys][i])]);
@@ -45,7 +47,7 @@ function curves(view) {
         chosen = Number(event.target.value);
         say();
         figures.forEach((each) => each.redraw());
-      } } }, view.curves.map((curve) => el("option", { value: curve.label }, names[curve.label])))),
+      } } }, view.curves.map((curve) => el("option", { value: curve.label, selected: curve.label === chosen }, names[curve.label])))),
       about),
     every ? null : el("p", { class: "hint under" }, `The ${view.curves.length} classes with the lowest average precision.`),
     el("div", { class: "pair" }, figures));

@@ -62,10 +62,10 @@ export function renderCurves(root, view) {
   // A plot measures its place, so it is put there before it is drawn.
   for (const options of [
     { title: "Loss", data: both("loss", "log_loss"), format: (value) => decimal(value, 3), axisFormat: (value) => String(Number(value.toPrecision(4))), series: [
-      { label: "training (with augmentation)", colour: "muted", width: 1.25 },
+      { label: view.label_smoothing ? "training (augmented, labels smoothed)" : "training (augmented)", colour: "muted", width: 1.25 },
       { label: "validation", colour: "accent", points: few }] },
     { title: "Accuracy", data: both("accuracy", "accuracy"), format: (value) => percent(value), axisFormat: (value) => percent(value, Number.isInteger(Math.round(value * 1e4) / 100) ? 0 : 1), series: [
-      { label: "training (with augmentation)", colour: "muted", width: 1.25 },
+      { label: "training (augmented)", colour: "muted", width: 1.25 },
       { label: "validation", colour: "accent", points: few }] },
     { title: "Learning rate", data: [trained, view.train.learning_rate],
       format: (value) => (value === 0 ? "0" : value < 0.01 ? value.toExponential(1) : decimal(value, 3)),
@@ -73,9 +73,11 @@ export function renderCurves(root, view) {
     ...(view.timing.step.length ? [{ title: "Images per second", data: [epochs(view.timing.step), view.timing.images_per_second],
       format: (value) => whole(Math.round(value)), fromZero: true, series: [{ label: "images per second", colour: "accent" }] }] : []),
   ]) pair.append(plot({ ...options, perEpoch }));
+  const waits = view.timing.wait_fraction.filter((value) => value !== null);
   const best = view.best_step === null ? -1 : view.validation.step.indexOf(view.best_step);
   root.append(definitions([
     ["Trained for", `${decimal(last(trained) ?? 0, perEpoch)} epochs`, el("span", { class: "hint" }, `${whole(last(view.train.step) ?? 0)} steps`)],
     ...(best >= 0 ? [["Best on validation", `${percent(view.validation.accuracy[best])} after ${decimal(validated[best], perEpoch)} epochs`]] : []),
+    ...(waits.length ? [["Waited for images", percent(waits.reduce((a, b) => a + b, 0) / waits.length), el("span", { class: "hint" }, "of the time")]] : []),
   ]));
 }

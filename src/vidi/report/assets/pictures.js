@@ -18,8 +18,13 @@ function bars(item, classes) {
 export function openPicture(item, classes, items) {
   const dialog = document.getElementById("dialog");
   const at = items.indexOf(item);
-  const go = (by) => openPicture(items[(at + by + items.length) % items.length], classes, items);
+  const go = (by) => {
+    openPicture(items[(at + by + items.length) % items.length], classes, items);
+    // The button that was pressed is gone; its successor takes the focus, so that keys go on.
+    dialog.querySelectorAll(".row button")[by < 0 ? 0 : 1].focus();
+  };
   dialog.onkeydown = (event) => {
+    if (items.length < 2) return;
     if (event.key === "ArrowRight") go(1);
     if (event.key === "ArrowLeft") go(-1);
   };
@@ -67,7 +72,8 @@ export function renderMistakes(root, view) {
     root.append(el("p", { class: "note" }, `${count(view.n_wrong, "mistake")}, but no picture was kept.`));
     return;
   }
-  root.classList.toggle("small-pictures", view.side_px <= 64);
+  // Everywhere on the page: 8 pixels drawn large are squares, not fog.
+  document.body.classList.toggle("small-pictures", view.side_px <= 64);
   const box = el("div");
   const labels = new Map();
   for (const item of view.items) labels.set(item.label, (labels.get(item.label) ?? 0) + 1);

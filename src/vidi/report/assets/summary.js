@@ -53,7 +53,7 @@ function step(each) {
 function glimpse(mistakes) {
   const items = (mistakes?.items ?? []).slice(0, 5);
   if (items.length < 3) return null;
-  return el("div", { class: `glimpse${mistakes.side_px <= 64 ? " small-pictures" : ""}` },
+  return el("div", { class: "glimpse" },
     el("p", { class: "hint" }, "The most confident mistakes:"),
     el("div", {}, items.map((item) => el("button", { type: "button", class: "tile",
       title: `${mistakes.classes[item.label]} taken for ${mistakes.classes[item.predicted]}`,
