@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, final
 
-import torch
 from torch import Tensor, nn
 
 from vidi.zoo.layers import StochasticDepth
@@ -118,7 +117,8 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
-        drops = torch.linspace(0.0, stochastic_depth, sum(depths)).tolist()
+        last = sum(depths) - 1
+        drops = [stochastic_depth * index / last for index in range(sum(depths))]
         inputs = 64
         stages = []
         for index, depth in enumerate(depths):
