@@ -470,7 +470,8 @@ def weights_facts(name: str, weights: str) -> WeightsFacts | None:
 
 
 def _load(classifier: Classifier, weights: str) -> Fit:
-    state = weights_module.pretrained(_pretrained(classifier.name, weights))
+    source = _pretrained(classifier.name, weights)
+    state = weights_module.obtain(source.source, source.sha256)
     if isinstance(classifier.network, EfficientNet):
         state = with_our_names(state)
     return weights_module.fit(classifier.network, state, head_name=classifier.head_name)

