@@ -218,7 +218,9 @@ def test_a_truncated_jpeg_and_a_text_file_are_left_out_and_named(
     assert "003.jpg" in done.err
     facts = json.loads((tmp_path / "run" / "facts.json").read_text())["dataset"]
     assert facts["quarantined"] == {"TRUNCATED": 1, "NOT_IMAGE": 1}
-    strict = vidi("train", photos, "--out", tmp_path / "no", "--set", "data.unreadable=stop", *QUICK)
+    strict = vidi(
+        "train", photos, "--out", tmp_path / "no", "--set", "data.unreadable=stop", *QUICK
+    )
     refused(strict, 3, "cats", "003.jpg")
     assert not (tmp_path / "no").exists()
 
@@ -235,7 +237,9 @@ def test_an_unknown_setting(vidi: Vidi) -> None:
 
 
 def test_a_model_that_cannot_take_such_small_images(vidi: Vidi, tmp_path: Path) -> None:
-    done = vidi("train", "digits", "--model", "lenet5", "--set", "data.image_px=3", "--out", tmp_path / "r")
+    done = vidi(
+        "train", "digits", "--model", "lenet5", "--set", "data.image_px=3", "--out", tmp_path / "r"
+    )
     refused(done, 2, "3")
 
 
