@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -579,6 +580,26 @@ def test_only_one_of_many_takes_over_a_stale_lock(tmp_path: Path) -> None:
             thread.join()
         assert sorted(outcomes) == [False] * 5 + [True]
         path.unlink()
+
+
+def test_a_lock_that_its_holder_deletes_while_it_is_being_taken_is_not_taken_as_a_ghost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock"
+    flock = fcntl.flock
+    deleted = []
+
+    def holder_leaves(descriptor: int, operation: int) -> None:
+        if not deleted:
+            path.unlink()
+            deleted.append(path)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", holder_leaves)
+    Lock(path).acquire()
+    assert deleted
+    with pytest.raises(InUseError):
+        Lock(path).acquire()
 
 
 def test_a_lock_that_was_deleted_is_taken_again_unless_somebody_has_it(tmp_path: Path) -> None:
