@@ -175,13 +175,13 @@ def _mixed_images(images: Tensor, own: Tensor, boxes: Tensor) -> Tensor:
     own (N,) float32, whole numbers; boxes (4, N): top, left, bottom, right.
     """
     partner = partners(len(images), images.device)
-    if not memory.in_main_memory(images):
-        other = images.index_select(0, partner)
-        return torch.where(_inside(boxes, images), other, _blended(images, other, own))
-    if not memory.large(images):
-        out = _blended(images, memory.like_rows(memory.rows(images)[partner], images), own)
-        _paste(out, images, boxes)
-        return out
+    if not (memory.in_main_memory(images) and memory.large(images)):
+        others = memory.like_rows(memory.rows(images).index_select(0, partner), images)
+        out = _blended(images, others, own)
+        if memory.in_main_memory(images):
+            _paste(out, images, boxes)
+            return out
+        return torch.where(_inside(boxes, images), others, out)
     out = torch.empty_like(images)
     partner_of: list[int] = partner.tolist()
     blends: list[bool] = (own < _PARTS).tolist()

@@ -1,0 +1,61 @@
+"""Several views of an image, and what a model says about them on average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import torch
+
+from vidi.augment import average_probabilities, views
+from vidi.batch import Batch
+from vidi.errors import UsageError
+
+MakeBatch = Callable[..., Batch]
+
+
+def test_plain_is_the_middle_and_flip_adds_its_mirror_image(
+    make_batch: MakeBatch, v2: ModuleType
+) -> None:
+    images = make_batch(3, 20).images
+    middle = v2.functional.center_crop(images, [16, 16])
+    (plain,) = views(images, "plain", 16)
+    assert torch.equal(plain, middle)
+    both = views(images, "flip", 16)
+    assert torch.equal(both[0], middle)
+    assert torch.equal(both[1], v2.functional.horizontal_flip(middle))
+    assert len(both) == 2
+
+
+def test_five_and_ten_crops_are_torchvisions(make_batch: MakeBatch, v2: ModuleType) -> None:
+    images = make_batch(2, 20).images
+    top_left, top_right, bottom_left, bottom_right, middle = v2.functional.five_crop(
+        images, [16, 16]
+    )
+    expected = [middle, top_left, top_right, bottom_left, bottom_right]
+    five, ten = views(images, "five", 16), views(images, "ten", 16)
+    assert len(five) == 5
+    assert len(ten) == 10
+    for ours, theirs in zip(five, expected, strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+    for ours, theirs in zip(ten, [*expected, *(view.flip(3) for view in expected)], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_views_that_would_not_differ_or_fit_are_refused(make_batch: MakeBatch) -> None:
+    images = make_batch(1, 16).images
+    with pytest.raises(UsageError, match="all five crops of 16 px are the same"):
+        views(images, "five", 16)
+    with pytest.raises(UsageError, match="views of 17 px do not fit into images of 16 x 16 px"):
+        views(images, "plain", 17)
+
+
+def test_probabilities_are_averaged_and_not_logits() -> None:
+    sure, unsure = torch.tensor([[10.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    mean = average_probabilities([sure, unsure])
+    assert mean.tolist() == [pytest.approx([0.75, 0.25], abs=1e-4)]
+    assert average_probabilities([sure.to(torch.bfloat16)]).dtype == torch.float32
+    with pytest.raises(UsageError, match="no view"):
+        average_probabilities([])
