@@ -97,16 +97,16 @@ def test_no_module_takes_a_command_for_a_module(path: Path) -> None:
 
 PUBLIC = {
     "doctor": "() -> 'Findings'",
-    "evaluate": "(run: 'str | Path | Run', data: 'str | Path | object | None' = None, *, "
+    "evaluate": "(run: 'str | Path | Run', data: 'str | Path | None' = None, *, "
     "split: 'str | None' = None, model: 'Callable[..., nn.Module] | None' = None, "
     "show: 'Callable[[Any], None] | None' = None) -> 'Evaluation'",
     "load": "(path: 'str | Path', *, model: 'Callable[..., nn.Module] | None' = None) "
     "-> 'Predictor'",
-    "plan": "(data: 'str | Path | object', config: 'Config | None' = None, *, "
+    "plan": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, "
     "show: 'Callable[[Any], None] | None' = None) -> 'Prepared'",
     "report": "(run: 'str | Path | Run') -> 'Path'",
-    "train": "(data: 'str | Path | object', config: 'Config | None' = None, *, "
+    "train": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, out: 'str | Path | None' = None, "
     "model: 'Callable[..., nn.Module] | None' = None, transforms: 'Sequence[Transform]' = (), "
     "schedule: 'Callable[[float], float] | None' = None, show: 'Show | None' = None, "

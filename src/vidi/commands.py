@@ -26,7 +26,7 @@ from vidi.train.prepare import Extensions, Prepared, decoded, prepare
 
 
 def plan(
-    data: str | Path | object,
+    data: str | Path,
     config: Config | None = None,
     *,
     settings: Mapping[str, object] | None = None,
@@ -46,7 +46,7 @@ def plan(
 
 def evaluate(
     run: str | Path | Run,
-    data: str | Path | object | None = None,
+    data: str | Path | None = None,
     *,
     split: str | None = None,
     model: Callable[..., nn.Module] | None = None,

@@ -11,7 +11,6 @@ those rules read only the facts that were there from the start.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import ValidationError
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 from vidi.augment_settings import AugmentSettings
 from vidi.config import Config
 from vidi.errors import ConfigError, DamagedError, DataError
-from vidi.facts import DatasetFacts, Facts, Frozen, Machine, Precision, StepTiming
+from vidi.facts import Accelerator, DatasetFacts, Facts, Frozen, Machine, Precision, StepTiming
 from vidi.image import PixelContract
 
 FORMAT = 1
@@ -398,9 +397,10 @@ def _execution(config: Config, facts: Facts, decided: _Decisions) -> ExecutionPl
             "machine.precision = 'float16' does not work on a processor",
             fix="use bfloat16 or float32, or leave it open: it is measured",
         )
+    accelerator = None if device == "cpu" else available[device]
     best = _fastest(facts, config)
     precision = decided.take(
-        "execution.precision", asked.precision, _precision_rule(best, device, available)
+        "execution.precision", asked.precision, _precision_rule(best, accelerator)
     )
     channels_last = decided.take("execution.channels_last", asked.channels_last, _layout_rule(best))
     threads = decided.take(
@@ -435,11 +435,11 @@ def _fastest(facts: Facts, config: Config) -> StepTiming | None:
 
 
 def _precision_rule(
-    best: StepTiming | None, device: str, available: Mapping[str, Any]
+    best: StepTiming | None, accelerator: Accelerator | None
 ) -> tuple[Precision, str]:
     if best is not None:
         return best.precision, f"measured fastest: {best.images_per_second:,.0f} images/s"
-    if device in available and available[device].bfloat16:
+    if accelerator is not None and accelerator.bfloat16:
         return "bfloat16", "the device multiplies it at twice the rate or more"
     return "float32", "not measured: the run is too short for it to matter"
 

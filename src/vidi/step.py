@@ -105,5 +105,7 @@ def _update(
 def _parts(batch: Batch, micro_batch_size: int) -> Sequence[Batch]:
     if len(batch) <= micro_batch_size:
         return (batch,)
-    cuts = [tensor.split(micro_batch_size) for tensor in (batch.images, batch.targets, batch.ids)]
+    cuts = [
+        torch.split(tensor, micro_batch_size) for tensor in (batch.images, batch.targets, batch.ids)
+    ]
     return [Batch(*part) for part in zip(*cuts, strict=True)]

@@ -34,7 +34,7 @@ SETTINGS: dict[str, object] = {
 }
 
 
-def train(out: Path, *, show: Any = None, data: object = "digits", **changes: object) -> Run:
+def train(out: Path, *, show: Any = None, data: str | Path = "digits", **changes: object) -> Run:
     settings = {**SETTINGS, **{key.replace("__", "."): value for key, value in changes.items()}}
     return vidi.train(data, settings=settings, out=out, show=show)
 

@@ -54,7 +54,7 @@ class Prepared:
 
 
 def prepare(
-    data: str | Path | object,
+    data: str | Path,
     config: Config,
     extensions: Extensions,
     *,

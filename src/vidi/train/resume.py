@@ -40,7 +40,7 @@ class Reopened(NamedTuple):
 
 def reopened(
     run: Run,
-    data: str | Path | object,
+    data: str | Path,
     config: Config,
     extensions: Extensions,
     *,

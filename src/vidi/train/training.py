@@ -38,7 +38,7 @@ Show = Callable[[str | Progress], None]
 
 
 def train(
-    data: str | Path | object,
+    data: str | Path,
     config: Config | None = None,
     *,
     settings: Mapping[str, object] | None = None,
@@ -53,8 +53,7 @@ def train(
     """Train one classifier, judge it on held-out images and write a report.
 
     Args:
-        data: a folder of images, a folder of IDX files, "digits", or an object with `__len__`,
-            `read(i) -> bytes`, `labels` and `classes`.
+        data: a folder of images, a folder of IDX files, or "digits".
         config: what is asked; everything that it leaves open is decided and explained.
         settings: single settings on top, such as `{"train.epochs": 20}`.
         out: the run directory. One that holds a stopped run of the same config and data is
@@ -102,7 +101,7 @@ def train(
 
 def _continue(
     path: Path,
-    data: str | Path | object,
+    data: str | Path,
     config: Config,
     extensions: Extensions,
     tell: Show,
@@ -188,7 +187,7 @@ def _drive(run: Run, plan: Plan, job: Job, state: State, tell: Show) -> None:
         raise
 
 
-def _decisions(data: object, config: Config, prepared: Prepared) -> dict[str, str]:
+def _decisions(data: str | Path, config: Config, prepared: Prepared) -> dict[str, str]:
     """Everything that a later look, or a continuation, needs."""
     return {
         "config": config.to_toml(),
@@ -198,9 +197,9 @@ def _decisions(data: object, config: Config, prepared: Prepared) -> dict[str, st
     }
 
 
-def _environment(data: object) -> dict[str, Any]:
+def _environment(data: str | Path) -> dict[str, Any]:
     packages = ("torch", "numpy", "pillow", "simplejpeg", "safetensors", "scikit-learn")
-    where = Path(data) if isinstance(data, str | Path) else None
+    where = Path(data)
     return {
         "vidi": __version__,
         "python": platform.python_version(),
@@ -208,15 +207,13 @@ def _environment(data: object) -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in packages},
         "threads": torch.get_num_threads(),
         # Where the data were, so that `vidi evaluate RUN` finds them again.
-        "data": str(where.resolve()) if where is not None and where.exists() else str(data),
+        "data": str(where.resolve()) if where.exists() else str(data),
         "data_name": _data_name(data),
     }
 
 
-def _data_name(data: object) -> str:
-    if isinstance(data, str | Path):
-        return Path(data).resolve().name if Path(data).exists() else str(data)
-    return type(data).__name__
+def _data_name(data: str | Path) -> str:
+    return Path(data).resolve().name if Path(data).exists() else str(data)
 
 
 def _is_patience_over(plan: Plan, state: State) -> bool:
