@@ -358,6 +358,12 @@ def test_the_newest_two_are_kept_and_the_best(run: Run) -> None:
     assert "40, 1000000, 1000010" in raised.value.fix
 
 
+def test_the_checkpoint_that_was_just_saved_is_never_let_go(trained: Run) -> None:
+    with trained.lock():
+        trained.save_checkpoint(5, FILES, {})
+    assert trained.checkpoint_steps() == (5, 20, 30)
+
+
 def test_the_newest_is_the_one_of_the_highest_step_whatever_the_clock_said(trained: Run) -> None:
     for step, mtime in ((10, 3e9), (20, 2e9), (30, 1e9)):
         for path in (checkpoint_path(trained, step), *checkpoint_path(trained, step).iterdir()):
@@ -891,6 +897,7 @@ def test_the_same_name_at_the_same_time_is_another_path_once_it_is_taken(tmp_pat
     assert len(set(paths)) == 5
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec=None), max_size=300))
 def test_any_name_makes_a_plain_one(name: str) -> None:
     path = default_run_path("runs", name, NOW)

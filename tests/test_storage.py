@@ -331,6 +331,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_json_comes_back_as_it_went_with_every_float_exact(value: object) -> None:
     for indent in (None, 1):
@@ -587,7 +588,7 @@ def test_a_lock_that_its_holder_deletes_while_it_is_being_taken_is_not_taken_as_
 ) -> None:
     path = tmp_path / "lock"
     flock = fcntl.flock
-    deleted = []
+    deleted: list[Path] = []
 
     def holder_leaves(descriptor: int, operation: int) -> None:
         if not deleted:
