@@ -64,8 +64,9 @@ def _summary(data: ReportData) -> View:
             "n_right": round(judged.accuracy * judged.n_evaluated),
             "majority": _short(judged.majority_accuracy),
             "sentence": (
-                f"On new images like these, {between(judged.accuracy_interval)} will be right, "
-                "19 times out of 20."
+                # A confidence interval: about the model, not about the next batch of images.
+                f"On ever more images like these it would settle somewhere from "
+                f"{between(judged.accuracy_interval)}; such a range holds 19 times out of 20."
             ),
             "figures": _figures(judged),
         }
