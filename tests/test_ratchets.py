@@ -26,7 +26,7 @@ ROWS = (
     ("config", "facts", "schedule", "image", "metrics", "space", "storage", "augment_settings"),
     ("plan",),
     ("run", "zoo", "batch", "weights"),
-    ("data", "augment", "model", "optim", "step"),
+    ("data", "augment", "model", "optim", "step", "import_weights"),
     ("probe", "restore"),
     ("evaluate", "predictor", "doctor"),
     ("export", "report", "testing"),

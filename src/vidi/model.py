@@ -202,7 +202,7 @@ def build(
         channels: 1 for grey, 3 for colour; others work too.
         mean, std: of each channel, in 0..1.
         dropout, stochastic_depth: None leaves them at what the model has by itself.
-        weights: None, or "imagenet".
+        weights: None, "imagenet", or the path of a file: .safetensors, or a checkpoint of torch.
 
     Raises:
         UsageError: no such model or weights, or a size, channel or class count that cannot be.
@@ -231,7 +231,7 @@ def build(
     )
     if not own:
         _check_logits(classifier)
-    if weights is not None and not shown.startswith("timm:"):
+    if weights is not None and not (shown.startswith("timm:") and weights == "imagenet"):
         classifier.fit = _load(classifier, weights)
     return classifier
 
@@ -374,12 +374,13 @@ def declare_missing_operators() -> torch.library.Library | None:
 def _from_timm(name: str, asked: dict[str, Any], weights: str | None) -> nn.Module:
     """A model of timm; its own code adapts stem and head, and loads its weights."""
     timm = import_timm()
-    if weights not in (None, "imagenet"):
+    if weights not in (None, "imagenet") and not _is_file_name(weights):
         raise UsageError(
-            f"there are no weights '{weights}' for model 'timm:{name}'", fix="give 'imagenet'"
+            f"there are no weights '{weights}' for model 'timm:{name}'",
+            fix="give 'imagenet' or a file",
         )
     settings: dict[str, Any] = {
-        "pretrained": weights is not None,
+        "pretrained": weights == "imagenet",
         "num_classes": asked["num_classes"],
         "in_chans": asked["channels"],
     }
@@ -449,11 +450,16 @@ def _pretrained(name: str, weights: str) -> Weights:
 def weights_facts(name: str, weights: str) -> WeightsFacts | None:
     """The size and normalisation that come with pretrained weights; None for "none".
 
+    A file does not say its own. It is taken to be like the published weights of that model; None
+    where there are none.
+
     Raises:
         UsageError: there are no such weights for this model.
     """
     if weights == "none":
         return None
+    if _is_file_name(weights):
+        return IMAGENET[name].pixels if name in IMAGENET else None
     found = None if name in MODELS else _timm_name(name)
     if found is None or weights != "imagenet":
         return _pretrained(name, weights).pixels
@@ -470,11 +476,26 @@ def weights_facts(name: str, weights: str) -> WeightsFacts | None:
 
 
 def _load(classifier: Classifier, weights: str) -> Fit:
-    source = _pretrained(classifier.name, weights)
-    state = weights_module.obtain(source.source, source.sha256)
-    if isinstance(classifier.network, EfficientNet):
+    if _is_file_name(weights):
+        state = weights_module.from_file(Path(weights))
+    else:
+        source = _pretrained(classifier.name, weights)
+        state = weights_module.obtain(source.source, source.sha256, size_bytes=source.size_bytes)
+    if any(name.startswith("network.") for name in state):
+        # A classifier's own file. Its pixels are not taken over: this one was given its own.
+        pixels = {"scale", "shift"}
+        state = {
+            name.removeprefix("network."): tensor
+            for name, tensor in state.items()
+            if name not in pixels
+        }
+    elif isinstance(classifier.network, EfficientNet):
         state = with_our_names(state)
     return weights_module.fit(classifier.network, state, head_name=classifier.head_name)
+
+
+def _is_file_name(weights: str) -> bool:
+    return Path(weights).suffix in (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 
 
 def freeze_batch_norm(classifier: Classifier, frozen: bool = True) -> None:

