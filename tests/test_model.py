@@ -206,6 +206,103 @@ def test_facts_leave_the_model_as_it_was() -> None:
         assert torch.equal(tensor, before[name])
 
 
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "efficientnet_lite0"])
+def test_fused_batch_norms_are_gone_and_the_logits_stay(name: str) -> None:
+    classifier = build(name)
+    classifier.train()(pixels(8))
+    classifier.eval()
+    fused = model.fused(classifier)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in classifier.modules())
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(pixels()), classifier(pixels()), rtol=1e-3, atol=1e-4)
+
+
+def test_a_convolution_that_is_used_twice_cannot_be_fused() -> None:
+    class Twice(nn.Module):
+        def __init__(self, num_classes: int) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            nn.init.constant_(self.norm.bias, 3.0)
+            nn.init.constant_(self.norm.weight, 3.0)
+            self.head = nn.Linear(4, num_classes)
+
+        def forward(self, images: Tensor) -> Tensor:
+            maps = self.conv(images)
+            logits: Tensor = self.head((maps + self.norm(maps)).mean((2, 3)))
+            return logits
+
+    with pytest.raises(UsageError, match="cannot be fused"):
+        model.fused(build(Twice))
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "resnet18", "efficientnet_lite0", tiny])
+def test_checkpointed_activations_change_nothing_but_memory(name: Any) -> None:
+    plain = build(name, **({} if name is tiny else {"dropout": 0.5}))
+    other = copy.deepcopy(plain)
+    model.checkpoint_activations(other)
+    assert other.state_dict().keys() == plain.state_dict().keys()
+    for classifier in (plain, other):
+        torch.manual_seed(0)
+        classifier.train()(pixels()).square().sum().backward()
+    for (named, ours), theirs in zip(other.named_parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=named)
+    for (named, kept), again in zip(other.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(kept, again), named
+
+
+def test_checkpointed_activations_take_less_memory_and_survive_a_copy() -> None:
+    classifier = build("resnet18")
+    before = model.activation_bytes(classifier)
+    model.checkpoint_activations(classifier)
+    assert model.activation_bytes(classifier) < 0.25 * before
+    other = copy.deepcopy(classifier)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert classifier.eval()(pixels()).abs().sum() > 0
+    assert other.eval()(pixels()).abs().sum() == 0
+
+
+def test_activation_bytes_are_those_of_one_image_and_nothing_is_changed() -> None:
+    classifier = build("mlp", channels=1, image_px=28, dropout=0.0)
+    state = copy.deepcopy(classifier.state_dict())
+    # The pixels for the first layer, and 500 units once: ReLU works in place.
+    assert model.activation_bytes(classifier) == 4 * (784 + 500)
+    assert all(torch.equal(t, state[name]) for name, t in classifier.state_dict().items())
+
+
+def test_a_head_of_zeros_gives_every_class_the_same() -> None:
+    classifier = build()
+    model.reset_head(classifier)
+    assert classifier.eval()(pixels()).abs().max() == 0.0
+
+
+def test_a_head_fitted_on_features_is_taken_over() -> None:
+    classifier = build().eval()
+    weight, bias = torch.randn(5, classifier.num_features), torch.randn(5)
+    model.set_head(classifier, weight, bias)
+    features = classifier.features(pixels())
+    torch.testing.assert_close(classifier(pixels()), features @ weight.T + bias)
+    with pytest.raises(UsageError, match="the head's weight is"):
+        model.set_head(classifier, weight.T, bias)
+
+
+def test_the_list_of_models_says_what_is_at_hand() -> None:
+    listed = {line.name: line for line in model.list_models("lite")}
+    assert set(listed) == {f"efficientnet_lite{number}" for number in range(5)}
+    assert listed["efficientnet_lite0"].at_hand
+    assert not listed["efficientnet_lite4"].at_hand
+    assert listed["efficientnet_lite0"].parameters == 4_652_008
+    facts = model.facts(build("efficientnet_lite0", image_px=224, num_classes=1000))
+    assert listed["efficientnet_lite0"].multiply_adds == facts.multiply_adds
+    assert listed["efficientnet_lite0"].licence == "Apache-2.0"
+    everything = {line.name for line in model.list_models()}
+    assert everything == set(MODELS)
+
+
 # Pretrained --------------------------------------------------------------------------------------
 
 

@@ -6,18 +6,23 @@ training, evaluation, an exported file and a server cannot differ in what they d
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import importlib.util
 import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidi import weights as weights_module
@@ -547,3 +552,238 @@ def facts(classifier: Classifier) -> ModelFacts:
         num_features=num_features,
         stages=tuple(name for name, _ in classifier.stages),
     )
+
+
+def activation_bytes(classifier: Classifier) -> int:
+    """What a training step keeps in memory for the backward pass, for one more image.
+
+    Measured in float32 on two sizes of batch, so that what does not grow with it is left out.
+    """
+    device = classifier.scale.device
+    parameters = {p.untyped_storage().data_ptr() for p in classifier.parameters()}
+
+    def kept(count: int) -> int:
+        size = classifier.image_px
+        images = torch.zeros(count, classifier.channels, size, size, device=device)
+        storages: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = classifier(images)
+        # Held until here, or its memory would be given to another tensor and counted once.
+        assert logits.requires_grad
+        return sum(storages.values())
+
+    statistics = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
+    was_training = classifier.training
+    classifier.train()
+    try:
+        return (kept(4) - kept(2)) // 2
+    finally:
+        classifier.train(was_training)
+        with torch.no_grad():
+            for name, buffer in classifier.named_buffers():
+                buffer.copy_(statistics[name])
+
+
+def reset_head(classifier: Classifier) -> None:
+    """The head's weights and bias become zero: every class is as likely as the other.
+
+    The features then get no gradient in the first step, so a pretrained backbone is not shaken by
+    a head that knows nothing.
+    """
+    with torch.no_grad():
+        for parameter in classifier.head.parameters():
+            parameter.zero_()
+
+
+def set_head(classifier: Classifier, weight: Tensor, bias: Tensor) -> None:
+    """Start from a head fitted on kept features (linear probing, then fine-tuning; Kumar 2022).
+
+    Args:
+        weight: (num_classes, num_features), on features as `Classifier.features` gives them.
+        bias: (num_classes,).
+
+    Raises:
+        UsageError: another shape, or a head without a bias.
+    """
+    head = classifier.head
+    if head.bias is None:
+        raise UsageError(f"the head of '{classifier.name}' has no bias to set")
+    for name, given, own in (("weight", weight, head.weight), ("bias", bias, head.bias)):
+        if given.shape != own.shape:
+            raise UsageError(
+                f"the head's {name} is {tuple(own.shape)}, and {tuple(given.shape)} was given"
+            )
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+
+
+def fused(classifier: Classifier) -> Classifier:
+    """A copy for inference with each batch norm multiplied into the convolution before it.
+
+    A pair is found by looking on: a batch norm whose input is the very tensor that a convolution
+    put out. Its logits are compared with the original's before it is given out.
+
+    Raises:
+        UsageError: the logits differ; a convolution's output is used elsewhere as well.
+    """
+    copied = copy.deepcopy(classifier).eval()
+    produced: dict[int, tuple[nn.Conv2d, Tensor]] = {}
+    pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
+
+    def after_convolution(module: nn.Module, _: Any, output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        # The tensor is held, so that its identity is not given to another.
+        produced[id(output)] = (module, output)
+
+    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, nn.BatchNorm2d)
+        if id(inputs[0]) in produced:
+            pairs[module] = produced[id(inputs[0])][0]
+
+    handles = [
+        module.register_forward_hook(after_convolution)
+        for module in copied.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    handles += [
+        module.register_forward_pre_hook(before_norm)
+        for module in copied.modules()
+        # Not its descendants: timm's have an activation inside.
+        if type(module) is nn.BatchNorm2d
+    ]
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, classifier.channels, classifier.image_px, classifier.image_px)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    images = images.to(classifier.scale.device)
+    with torch.no_grad():
+        expected = copied(images)
+        for handle in handles:
+            handle.remove()
+        places = {module: name for name, module in copied.named_modules()}
+        for norm, convolution in pairs.items():
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            weight, bias = fuse_conv_bn_weights(
+                convolution.weight,
+                convolution.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+            convolution.weight, convolution.bias = weight, bias
+            copied.set_submodule(places[norm], nn.Identity())
+        got = copied(images)
+    if not torch.allclose(got, expected, rtol=1e-3, atol=1e-3):
+        raise UsageError(f"the batch norms of '{classifier.name}' cannot be fused")
+    return copied
+
+
+def checkpoint_activations(classifier: Classifier) -> None:
+    """Keep only what enters each stage, and compute the rest again in the backward pass.
+
+    Trades a third more computing for a fraction of the memory (Chen et al. 2016). The gradients,
+    the statistics of batch norms and the random numbers of dropout are the same. Names of
+    parameters stay. It is not undone: build the model anew.
+    """
+    for name, stage in classifier.stages:
+        # The tail of a declared stage may be a container made on the fly: wrap what it holds.
+        parts = [stage] if stage in set(classifier.modules()) else list(stage.children())
+        for part in parts:
+            if name != "head" and part is not classifier.head:
+                part.forward = functools.partial(_checkpointed, part)
+
+
+def _checkpointed(module: nn.Module, *inputs: Tensor) -> Any:
+    forward = functools.partial(type(module).forward, module)
+    if not (module.training and torch.is_grad_enabled()):
+        return forward(*inputs)
+    return checkpoint(
+        forward,
+        *inputs,
+        use_reentrant=False,
+        context_fn=lambda: (contextlib.nullcontext(), _without_statistics(module)),
+    )
+
+
+@contextlib.contextmanager
+def _without_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms see the batch a second time; their running statistics do not."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One line of `vidi models`."""
+
+    name: str
+    parameters: int
+    # Of one image at `image_px`, forward.
+    multiply_adds: int
+    image_px: int
+    # Top-1 on ImageNet with the published weights; None where there are none.
+    accuracy: float | None
+    licence: str | None
+    # The published weights need no network.
+    at_hand: bool
+
+
+def list_models(filter: str = "") -> tuple[Listing, ...]:
+    """The models of the zoo whose names contain `filter`; no weight is allocated."""
+    return tuple(_listing(name) for name in MODELS if filter in name)
+
+
+def _listing(name: str) -> Listing:
+    spec, published = MODELS[name], IMAGENET.get(name)
+    with torch.device("meta"):
+        network = spec.build().eval()
+        channels = next(p.shape[1] for p in network.parameters() if p.ndim >= 2)
+        images = torch.zeros(1, 3 if channels == 3 else 1, spec.image_px, spec.image_px)
+        multiply_adds = _multiply_adds(network, images)
+    return Listing(
+        name=name,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        multiply_adds=multiply_adds,
+        image_px=spec.image_px,
+        accuracy=published.accuracy if published else None,
+        licence=published.licence if published else None,
+        at_hand=published is not None and weights_module.is_at_hand(published.source),
+    )
+
+
+def _multiply_adds(network: nn.Module, images: Tensor) -> int:
+    """Of convolutions and linear layers; all that there is in the zoo, and quicker than counting
+    every operation, as `facts` has to."""
+    total = 0
+
+    def count(module: nn.Module, _: Any, output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        total += output.numel() * module.weight[0].numel()
+
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        network(images)
+    for handle in handles:
+        handle.remove()
+    return total
