@@ -35,6 +35,10 @@ class Arrays:
         number = index - int(self._starts[part])
         return f"{self._names[part]}/{number:06d}" if self._names[part] else f"{number:06d}"
 
+    def names_digest(self) -> bytes:
+        parts = f"{self._names} {self._starts.tolist()} {len(self)}"
+        return content_digest(parts.encode())
+
     def read(self, index: int) -> bytes:
         return encode_png(self.images[index])
 

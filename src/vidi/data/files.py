@@ -8,7 +8,6 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, final
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidi.data.cache import Digests
-from vidi.data.dataset import READ_THREADS, content_digest
+from vidi.data.dataset import content_digest, each
 from vidi.errors import UnreadableImage
 from vidi.image import Pixels
 
@@ -85,6 +84,10 @@ class Names:
     def __len__(self) -> int:
         return len(self._ends)
 
+    def digest(self) -> bytes:
+        """16 bytes that stand for all names in their order."""
+        return hashlib.blake2b(self._ends.tobytes() + self._text, digest_size=16).digest()
+
     def __getitem__(self, index: int) -> bytes:
         start = int(self._ends[index - 1]) if index else 0
         return self._text[start : int(self._ends[index])]
@@ -115,6 +118,9 @@ class Files:
     def name_of(self, index: int) -> str:
         return os.fsdecode(self._names[index])
 
+    def names_digest(self) -> bytes:
+        return self._names.digest()
+
     def path_of(self, index: int) -> bytes:
         return os.path.join(self._root, self._names[index])  # noqa: PTH118 (bytes)
 
@@ -133,19 +139,16 @@ class Files:
     def digests(self) -> NDArray[np.uint8]:
         known = self.known_digests()
         if known is None:
-            known = np.zeros((len(self), 16), dtype=np.uint8)
-
-            def digest(index: int) -> None:
-                try:
-                    data = self.read(index)
-                except UnreadableImage:
-                    return
-                known[index] = np.frombuffer(content_digest(data), dtype=np.uint8)
-
-            with ThreadPoolExecutor(READ_THREADS) as pool:
-                list(pool.map(digest, range(len(self))))
+            parts = each(self._digest, np.arange(len(self)))
+            known = np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(-1, 16)
             self.remember(known)
         return known
+
+    def _digest(self, index: int) -> bytes:
+        try:
+            return content_digest(self.read(index))
+        except UnreadableImage:
+            return bytes(16)
 
     def remember(self, digests: NDArray[np.uint8]) -> None:
         self._digests = digests
@@ -153,10 +156,9 @@ class Files:
 
     def _keys(self) -> NDArray[np.uint8]:
         """(N, 16): name, size and times of each file as it was listed."""
-        keys = np.empty((len(self), 16), dtype=np.uint8)
         stamps = self._stamps.astype("<i8").tobytes()
-        for index, name in enumerate(self._names):
-            stamp = stamps[24 * index : 24 * index + 24]
-            key = hashlib.blake2b(stamp + name, digest_size=16).digest()
-            keys[index] = np.frombuffer(key, dtype=np.uint8)
-        return keys
+        keys = b"".join(
+            content_digest(stamps[24 * index : 24 * index + 24] + name)
+            for index, name in enumerate(self._names)
+        )
+        return np.frombuffer(keys, dtype=np.uint8).reshape(-1, 16)

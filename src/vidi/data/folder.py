@@ -19,11 +19,12 @@ import os
 import re
 import stat
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -35,7 +36,9 @@ from vidi.data.files import Files, Names
 from vidi.errors import DataError, UsageError
 from vidi.facts import SPLITS
 
-EXTENSION: Final = re.compile(r"\.(jpe?g|jpe|jfif|png|gif|webp|bmp|dib|tiff?|p[bgnp]m|avif)")
+_KINDS: Final = r"\.(jpe?g|jpe|jfif|png|gif|webp|bmp|dib|tiff?|p[bgnp]m|avif)"
+EXTENSION: Final = re.compile(_KINDS)
+_IMAGE: Final = re.compile(rb"[^.].*" + _KINDS.encode() + rb"\Z", re.IGNORECASE | re.DOTALL)
 # Images that are known and cannot be read: said one by one, not passed over as strange files.
 UNSUPPORTED: Final = re.compile(r"\.(heic|heif|svgz?|jp2|jxl|psd|cr2|cr3|nef|arw|dng)")
 SYSTEM_FILES: Final = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db", "__macosx"))
@@ -69,27 +72,24 @@ def open_folder(root: Path, asked: DataConfig) -> Dataset:
     found = _Scan(os.path.realpath(os.fsencode(root)))
     found.walk()
     layout = _layout(found)
-    rows, skipped = _rows(found, layout)
-    trained = {name for name, number, _ in rows if number == splits.TRAIN}
+    places = [layout.place(name) for name in found.files]
+    trained = {place.klass for place in places if place.split == splits.TRAIN and place.klass}
     classes = tuple(sorted(trained, key=natural))
     _check_classes(root, found, layout, classes)
-    place = {name: number for number, name in enumerate(classes)}
-    used = [row for row in rows if row[0] in place]
-    for name, _, file in rows:
-        if name not in place:
-            text = f"class '{name}' has no training images"
-            found.quarantined.append(Skipped(os.fsdecode(file.name), "UNKNOWN_CLASS", text))
-    names = Names(file.name for _, _, file in used)
-    labels = np.array([place[name] for name, _, _ in used], dtype=np.int64)
-    given = np.array([number for _, number, _ in used], dtype=np.int8)
+    label_of = {name: number for number, name in enumerate(classes)}
+    used = np.array([place.klass in label_of for place in places], dtype=np.bool_)
+    for row in np.flatnonzero(~used):
+        _set_aside(found, os.fsdecode(found.files[row]), places[row])
+    rows = np.flatnonzero(used).tolist()
+    labels = np.array([label_of[places[row].klass] for row in rows], dtype=np.int64)
     source = Files(
         found.root,
-        names,
-        np.array([file.stamp for _, _, file in used], dtype=np.int64).reshape(-1, 3),
+        Names(found.files[row] for row in rows),
+        np.frombuffer(found.stamps, dtype=np.int64).reshape(-1, 3)[rows],
         cache_dir,
     )
     split, rule = splits.complete(
-        given,
+        np.array([places[row].split for row in rows], dtype=np.int8),
         labels,
         source.name_of,
         validation_fraction=asked.validation_fraction,
@@ -104,28 +104,41 @@ def open_folder(root: Path, asked: DataConfig) -> Dataset:
         source=source,
         split_rule=rule,
         usable=np.ones(len(labels), dtype=np.bool_),
-        quarantined=tuple(found.quarantined),
-        ignored=(*found.ignored, *skipped),
-        notes=tuple(_notes(found, layout, rows, classes, split, labels)),
+        quarantined=tuple(sorted(found.quarantined)),
+        ignored=tuple(sorted(found.ignored)),
+        notes=tuple(_notes(found, layout, set(places), classes, split, labels)),
         unreadable=asked.unreadable,
         max_unreadable_fraction=asked.max_unreadable_fraction,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """One listed image: its path below the root, size, mtime_ns and ctime_ns."""
+class _Place(NamedTuple):
+    """What the folder of an image says about it; `klass` is empty where it says nothing."""
 
-    name: bytes
-    stamp: tuple[int, int, int]
+    klass: str
+    split: int
+    reason: str
+
+
+def _set_aside(found: _Scan, path: str, place: _Place) -> None:
+    if place.klass:
+        text = f"class '{place.klass}' has no training images"
+        found.quarantined.append(Skipped(path, "UNKNOWN_CLASS", text))
+    else:
+        found.ignored.append(Skipped(path, place.reason))
 
 
 @dataclass
 class _Scan:
-    """One walk over the tree; what it did not see then is not part of the data set."""
+    """One walk over the tree; what it did not see then is not part of the data set.
+
+    files: paths below the root, sorted. stamps: size, mtime_ns and ctime_ns of each, one after the
+    other.
+    """
 
     root: bytes
-    files: list[_File] = field(default_factory=list)
+    files: list[bytes] = field(default_factory=list)
+    stamps: array[int] = field(default_factory=lambda: array("q"))
     folders: set[bytes] = field(default_factory=set)
     quarantined: list[Skipped] = field(default_factory=list)
     ignored: list[Skipped] = field(default_factory=list)
@@ -133,16 +146,22 @@ class _Scan:
 
     def walk(self) -> None:
         self._folder(b"", ignore="")
-        seen = {file.name for file in self.files}
+        seen = set(self.files) if self._links else set()
         for name, target in sorted(self._links):
             if target in seen:
                 text = f"a link to {os.fsdecode(target)}"
                 self.ignored.append(Skipped(os.fsdecode(name), "SAME_FILE", text))
             else:
                 seen.add(target)
-                status = os.stat(os.path.join(self.root, target))  # noqa: PTH116, PTH118 (bytes)
-                self.files.append(_File(name, _stamp(status)))
-        self.files.sort(key=lambda file: file.name)
+                self._found(name, os.stat(os.path.join(self.root, target)))  # noqa: PTH116, PTH118
+        order = sorted(range(len(self.files)), key=self.files.__getitem__)
+        self.files = [self.files[row] for row in order]
+        stamps = np.frombuffer(self.stamps, dtype=np.int64).reshape(-1, 3)[order]
+        self.stamps = array("q", stamps.tobytes())
+
+    def _found(self, path: bytes, status: os.stat_result) -> None:
+        self.files.append(path)
+        self.stamps.extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
     def _folder(self, name: bytes, ignore: str) -> None:
         """A stack, not recursion: trees may be deeper than Python's limit."""
@@ -151,7 +170,7 @@ class _Scan:
             folder, ignore = waiting.pop()
             try:
                 with os.scandir(os.path.join(self.root, folder)) as entries:  # noqa: PTH118 (bytes)
-                    listed = sorted(entries, key=lambda entry: entry.name)
+                    listed = list(entries)
             except OSError as error:
                 if not folder:
                     raise UsageError(
@@ -161,9 +180,20 @@ class _Scan:
                 text = f"the folder cannot be listed: {error.strerror}"
                 self.quarantined.append(Skipped(os.fsdecode(folder) + "/", reason, text))
                 continue
+            prefix = folder + b"/" if folder else b""
             for entry in listed:
-                path = folder + b"/" + entry.name if folder else entry.name
-                waiting.extend(self._entry(entry, path, ignore))
+                if ignore or not self._plain_image(entry, prefix):
+                    waiting.extend(self._entry(entry, prefix + entry.name, ignore))
+
+    def _plain_image(self, entry: os.DirEntry[bytes], prefix: bytes) -> bool:
+        """Nearly all entries are this, so this decides the speed of a scan."""
+        try:
+            if _IMAGE.match(entry.name) and entry.is_file(follow_symlinks=False):
+                self._found(prefix + entry.name, entry.stat(follow_symlinks=False))
+                return True
+        except OSError:
+            pass
+        return False
 
     def _entry(
         self, entry: os.DirEntry[bytes], path: bytes, ignore: str
@@ -200,7 +230,7 @@ class _Scan:
         elif not stat.S_ISREG(status.st_mode):
             self.quarantined.append(Skipped(os.fsdecode(path), "SPECIAL_FILE"))
         else:
-            self.files.append(_File(path, _stamp(status)))
+            self._found(path, status)
 
     def _link(self, path: bytes, suffix: str) -> None:
         full = os.path.join(self.root, path)  # noqa: PTH118 (bytes)
@@ -224,15 +254,27 @@ class _Scan:
             self._links.append((path, target[len(self.root) + 1 :]))
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Layout:
-    """Split folders by name, or none of them: the classes lie at the root."""
+    """Split folders by name, or none of them: then the classes lie at the root."""
 
     splits: dict[bytes, int]
+    _places: dict[bytes, _Place] = field(default_factory=dict)
+
+    def place(self, path: bytes) -> _Place:
+        folder = path[: path.rfind(b"/") + 1]
+        if folder not in self._places:
+            self._places[folder] = self._decide(folder.split(b"/")[:-1])
+        return self._places[folder]
+
+    def _decide(self, folders: list[bytes]) -> _Place:
+        number = splits.TRAIN
+        if self.splits:
+            if not folders or folders[0] not in self.splits:
+                return _Place("", -1, "NO_SPLIT")
+            number = self.splits[folders[0]]
+            folders = folders[1:]
+        return _Place(os.fsdecode(folders[0]) if folders else "", number, "NO_CLASS")
 
 
 def _layout(found: _Scan) -> _Layout:
@@ -245,26 +287,6 @@ def _layout(found: _Scan) -> _Layout:
     # A folder of vehicles may well have a class "train": that one has images, not class folders.
     has_classes = any(folder.startswith(name + b"/") for name in train for folder in found.folders)
     return _Layout(top if has_classes else {})
-
-
-def _rows(found: _Scan, layout: _Layout) -> tuple[list[tuple[str, int, _File]], list[Skipped]]:
-    """(class name, split, file) of every image that has a class."""
-    rows, skipped = [], []
-    for file in found.files:
-        parts = file.name.split(b"/")
-        number = splits.TRAIN
-        if layout.splits:
-            if parts[0] not in layout.splits:
-                text = "outside of the split folders"
-                skipped.append(Skipped(os.fsdecode(file.name), "NO_SPLIT", text))
-                continue
-            number = layout.splits[parts[0]]
-            parts = parts[1:]
-        if len(parts) < 2:
-            skipped.append(Skipped(os.fsdecode(file.name), "NO_CLASS", "in no class folder"))
-            continue
-        rows.append((os.fsdecode(parts[0]), number, file))
-    return rows, skipped
 
 
 def _check_classes(root: Path, found: _Scan, layout: _Layout, classes: tuple[str, ...]) -> None:
@@ -304,14 +326,14 @@ def _first_train(layout: _Layout) -> str:
 def _notes(
     found: _Scan,
     layout: _Layout,
-    rows: list[tuple[str, int, _File]],
+    places: set[_Place],
     classes: tuple[str, ...],
     split: np.ndarray[tuple[int], np.dtype[np.int8]],
     labels: np.ndarray[tuple[int], np.dtype[np.int64]],
 ) -> Iterator[str]:
     """What the owner should know about the shape of the data."""
     known = set(classes)
-    present = {(name, number) for name, number, _ in rows}
+    present = {(place.klass, place.split) for place in places if place.klass}
     depth = 1 if layout.splits else 0
     empty = set()
     for folder in found.folders:

@@ -17,6 +17,7 @@ import os
 import shutil
 import tempfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -132,7 +133,7 @@ def _open(path: Path, rows: int, contract: PixelContract) -> PixelStore | None:
 def _manifest_bytes(manifest: dict[str, Any]) -> bytes:
     """Its own checksum in the first line, then the manifest."""
     body = json.dumps(manifest).encode()
-    return _checksum(memoryview(body)).encode() + b"\n" + body
+    return f"{_checksum(memoryview(body))}\n".encode() + body
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
@@ -140,7 +141,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         checksum, _, body = path.read_bytes().partition(b"\n")
     except OSError:
         return None
-    if checksum != _checksum(memoryview(body)).encode():
+    if checksum != str(_checksum(memoryview(body))).encode():
         return None
     manifest: dict[str, Any] = json.loads(body)
     return manifest
@@ -171,8 +172,9 @@ def _is_sound(pixels: Path, manifest: dict[str, Any], rows: int, contract: Pixel
         os.close(descriptor)
 
 
-def _checksum(data: memoryview) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _checksum(data: memoryview) -> int:
+    """Against damage by accident, at 3 GB/s; SHA-256 would take a tenth of the time of decoding."""
+    return zlib.crc32(data)
 
 
 # Building -----------------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ def _checksum(data: memoryview) -> str:
 
 class _Block(NamedTuple):
     number: int
-    checksum: str
+    checksum: int
     digests: Sequence[bytes]
     unreadable: Sequence[UnreadableRow]
 
