@@ -21,7 +21,7 @@ from vidi.plan import Plan
 from vidi.report import write
 from vidi.restore import build_model, load_best
 from vidi.run import Run
-from vidi.train.finish import judge, judged
+from vidi.train.finish import fitted_temperature, judge, judged
 from vidi.train.prepare import Extensions, Prepared, decoded, prepare
 
 
@@ -82,7 +82,11 @@ def evaluate(
     classifier = build_model(made, model)
     load_best(opened, classifier)
     own = data is None or dataset.fingerprint == facts.fingerprint
-    evaluation = judged(judge(opened if own else None, made, dataset, store, classifier, chosen))
+    temperature = None if chosen == "validation" else fitted_temperature(opened)
+    kept = opened if own else None
+    evaluation = judged(
+        judge(kept, made, dataset, store, classifier, chosen, temperature=temperature)
+    )
     if own:
         write(opened)
     return evaluation

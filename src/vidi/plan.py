@@ -219,7 +219,9 @@ def make(config: Config, facts: Facts) -> Plan:
     execution = _execution(config, facts, decided)
     num_train = dataset.num_images("train")
     batch_size = decided.take(
-        "batch_size", train.batch_size, _batch_size_rule(num_train, execution.device, pretrained)
+        "batch_size",
+        train.batch_size,
+        _batch_size_rule(num_train, execution.device, pretrained=pretrained),
     )
     if batch_size > num_train:
         batch_size = num_train
@@ -456,14 +458,16 @@ def _loader_threads_rule(device: str, machine: Machine) -> tuple[int, str]:
     return min(4, machine.usable_cores), "gathering keeps ahead of the accelerator"
 
 
-def _batch_size_rule(num_train: int, device: str, pretrained: bool) -> tuple[int, str]:
+def _batch_size_rule(num_train: int, device: str, *, pretrained: bool) -> tuple[int, str]:
     if pretrained:
         if device == "cpu":
             return 16, "on a processor, larger batches fall out of its caches"
         return 64, "enough for an accelerator, small enough for many updates"
     if num_train < 4_000:
         return 64, f"{num_train:,} images: many updates matter more than speed"
-    return 128, "a good trade between updates and speed for small images"
+    if num_train < 20_000:
+        return 128, "a good trade between updates and speed for small images"
+    return 256, f"{num_train:,} images: updates enough, so the faster step wins"
 
 
 # Peak learning rate for 256 images, and how it follows the batch size: linearly for SGD (Goyal et

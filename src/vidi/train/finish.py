@@ -11,7 +11,7 @@ from vidi.data import Dataset, PixelStore
 from vidi.evaluate import predict
 from vidi.facts import Split
 from vidi.image import center_crop
-from vidi.metrics import Evaluation, Predictions, evaluate
+from vidi.metrics import Evaluation, Predictions, Temperature, evaluate, fit_temperature
 from vidi.model import Classifier
 from vidi.plan import Plan
 from vidi.run import Run
@@ -32,6 +32,7 @@ def judge(
     split: Split,
     *,
     own_metrics: Sequence[Metric] = (),
+    temperature: Temperature | None = None,
 ) -> Iterator[tuple[int, Evaluation | None]]:
     """Predict a split in float32, as every later prediction will, and say what it is worth.
 
@@ -51,6 +52,7 @@ def judge(
         n_expected=dataset.num_expected(split),
         split=split,
         metrics=own_metrics,
+        temperature=temperature,
     )
     if run is not None:
         run.write_predictions(
@@ -64,6 +66,13 @@ def judge(
         run.write_evaluation(split, evaluation.model_dump_json(indent=1))
         _write_pictures(run, plan, dataset, store, split, predictions)
     yield loader.num_images, evaluation
+
+
+def fitted_temperature(run: Run) -> Temperature | None:
+    """What makes the validation's confidences honest; None where nothing was held out for it."""
+    if "validation" not in run.evaluated_splits():
+        return None
+    return fit_temperature(Predictions.from_arrays(run.read_predictions("validation")))
 
 
 def judged(work: Iterator[tuple[int, Evaluation | None]]) -> Evaluation:

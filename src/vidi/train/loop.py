@@ -110,6 +110,7 @@ def loop(plan: Plan, job: Job, state: State, run: Run) -> Generator[Progress]:
                 state.model.train()
                 result = train_step(state.model, state.optimizer, varied, settings, state.step)
                 state.step += 1
+                watch.at(state.step)
                 if result.finite:
                     state.consecutive_skips = 0
                     if state.average is not None:
@@ -197,13 +198,7 @@ def _log(plan: Plan, job: Job, state: State, run: Run, watch: _Watch) -> None:
             "learning_rate": plan.optimizer.learning_rate * job.schedule(done),
         }
     )
-    run.timing.append(
-        {
-            "step": state.step,
-            "images_per_second": watch.images_per_second,
-            "wait_fraction": watch.wait_fraction,
-        }
-    )
+    run.timing.append({"step": state.step, **watch.lap()})
     state.window = Window.empty(job.device)
 
 
@@ -246,9 +241,24 @@ class _Watch:
         self._first_wait_s = loader.wait_s
         self._notes_seen = len(state.notes)
         self._step = state.step
+        self._lap = (state.step, 0.0, loader.wait_s)
         self.loss: float | None = None
         self.accuracy: float | None = None
         self.validation: Validation | None = None
+
+    def at(self, step: int) -> None:
+        """Training is at this step now."""
+        self._step = step
+
+    def lap(self) -> dict[str, float]:
+        """Rates since the last lap."""
+        step, training_s, wait_s = self._lap
+        self._lap = (self._step, self._training_s, self._loader.wait_s)
+        elapsed_s = max(1e-9, self._training_s - training_s)
+        return {
+            "images_per_second": (self._step - step) * self._plan.batch_size / elapsed_s,
+            "wait_fraction": min(1.0, (self._loader.wait_s - wait_s) / elapsed_s),
+        }
 
     def pause(self, seconds: float) -> None:
         """Time that is not training: validations and saves."""
@@ -270,7 +280,6 @@ class _Watch:
         self, phase: Literal["train", "validate", "save"], state: State, *notes: str
     ) -> Progress:
         plan = self._plan
-        self._step = state.step
         steps = state.step - self._first_step
         elapsed_s = time.perf_counter() - self._started_at
         per_step_s = elapsed_s / steps if steps else 0.0

@@ -26,7 +26,7 @@ from vidi.plan import Plan
 from vidi.report import write
 from vidi.restore import load_best
 from vidi.run import Run, default_run_path
-from vidi.train.finish import judge, judged
+from vidi.train.finish import fitted_temperature, judge, judged
 from vidi.train.loop import Job, Progress, loop, save
 from vidi.train.prepare import Extensions, Prepared, build_job, build_state, prepare
 from vidi.train.resume import reopened
@@ -146,6 +146,7 @@ def _train(
                     prepared.model,
                     split,
                     own_metrics=own_metrics,
+                    temperature=fitted_temperature(run) if split == "test" else None,
                 )
             )
     write(run)

@@ -33,7 +33,7 @@ class SmallResNet(nn.Module):
     head_name = "head"
 
     def __init__(
-        self, *, num_classes: int = 10, channels: int = 3, width: int = 32, dropout: float = 0.0
+        self, *, num_classes: int = 10, channels: int = 3, width: int = 16, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
