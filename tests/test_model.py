@@ -303,6 +303,42 @@ def test_the_list_of_models_says_what_is_at_hand() -> None:
     assert everything == set(MODELS)
 
 
+def test_training_in_bfloat16_computes_depthwise_layers_in_float32() -> None:
+    classifier = build("efficientnet_lite0")
+    seen: set[torch.dtype] = set()
+    convolution = torch.nn.functional.conv2d
+
+    def watched(maps: Tensor, weight: Tensor, *rest: Any, **more: Any) -> Tensor:
+        out = convolution(maps, weight, *rest, **more)
+        if weight.shape[1] == 1:
+            seen.add(out.dtype)
+        return out
+
+    def step(lowered: bool) -> list[Tensor]:
+        classifier.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            logits = classifier.eval()(pixels())
+        logits.float().square().sum().backward()
+        return [p.grad.clone() for p in classifier.parameters() if p.grad is not None]
+
+    expected = step(lowered=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "conv2d", watched)
+        patch.setattr(
+            nn.Conv2d,
+            "_conv_forward",
+            lambda c, x, w, b: watched(x, w, b, c.stride, c.padding, c.dilation, c.groups),
+        )
+        got = step(lowered=True)
+        assert seen == {torch.float32}
+        seen.clear()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            classifier(pixels())
+        assert seen == {torch.bfloat16}
+    for ours, reference in zip(got, expected, strict=True):
+        assert (ours - reference).norm() <= 0.1 * reference.norm() + 1e-3
+
+
 # Pretrained --------------------------------------------------------------------------------------
 
 

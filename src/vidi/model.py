@@ -71,6 +71,10 @@ class Classifier(nn.Module):
         mean_, std_ = torch.tensor(mean), torch.tensor(std)
         self.register_buffer("scale", (1.0 / (255.0 * std_)).view(1, -1, 1, 1))
         self.register_buffer("shift", (-mean_ / std_).view(1, -1, 1, 1))
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+                forward = functools.partial(_depthwise, module.forward)
+                module.forward = forward  # type: ignore[method-assign]
 
     def normalise(self, images: Tensor) -> Tensor:
         """images (N, C, H, W) in 0..255, uint8 or float -> float32 `(x / 255 - mean) / std`.
@@ -171,6 +175,21 @@ class Classifier(nn.Module):
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}, image_px={self.image_px}, channels={self.channels}"
+
+
+def _depthwise(forward: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
+    """A depthwise convolution; in float32 where a processor trains in bfloat16.
+
+    Its backward pass in bfloat16 takes a processor three times as long as in float32, more than
+    the other layers gain: EfficientNet-Lite0 at 160 px trains at 16.7 images/s and core in
+    bfloat16, 24.3 in float32, and 30.1 in bfloat16 with these layers in float32 (Zen 4, torch
+    2.13). Forward alone is fastest in bfloat16 throughout.
+    """
+    lowered = maps.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if not (lowered and torch.is_grad_enabled()):
+        return forward(maps)
+    with torch.autocast("cpu", enabled=False):
+        return forward(maps.float()).to(torch.get_autocast_dtype("cpu"))
 
 
 def _children(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -700,11 +719,10 @@ def checkpoint_activations(classifier: Classifier) -> None:
         parts = [stage] if stage in set(classifier.modules()) else list(stage.children())
         for part in parts:
             if name != "head" and part is not classifier.head:
-                part.forward = functools.partial(_checkpointed, part)
+                part.forward = functools.partial(_checkpointed, part, part.forward)
 
 
-def _checkpointed(module: nn.Module, *inputs: Tensor) -> Any:
-    forward = functools.partial(type(module).forward, module)
+def _checkpointed(module: nn.Module, forward: Callable[..., Any], *inputs: Tensor) -> Any:
     if not (module.training and torch.is_grad_enabled()):
         return forward(*inputs)
     return checkpoint(
