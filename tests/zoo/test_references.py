@@ -92,6 +92,8 @@ def test_weights_and_outputs_equal_timm(name: str, image_px: int) -> None:
     with torch.inference_mode():
         expected = theirs(images(image_px))
         got = ours(images(image_px))
+    # Without gradients the padding is computed in another way.
+    torch.testing.assert_close(ours(images(image_px)).detach(), got, rtol=1e-4, atol=1e-4)
     assert (got - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
     assert_same_training_step(ours, theirs, images(image_px, count=4))
 
