@@ -131,6 +131,8 @@ POLICIES: Final[dict[Policy, tuple[int, tuple[Change, ...], float]]] = {
 
 _WARPS: Final = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 _BOTH_WAYS: Final = (*_WARPS, "brightness", "contrast", "saturation", "sharpness")
+# How many changes a chain of AugMix has at most.
+_DEPTH: Final = 3
 # Have no effect, or a strange one, where there is no colour.
 _COLOURS: Final = ("saturation",)
 
@@ -222,13 +224,10 @@ def _drawn(
 
     def augmented(batch: Batch, rng: ImageRandom, done: float) -> Batch:
         rng = rng.stream("changes")
-        low, high = magnitudes(done)
-        images = batch.images
-        for _ in range(num_changes):
-            which = rng.integers(len(table))
-            magnitude = rng.uniform(low, high)
-            sign = rng.integers(2) * 2 - 1
-            images = changed(images, table, which, magnitude, sign, interpolation, fill)
+        drawn = [_draw(rng, table, *magnitudes(done)) for _ in range(num_changes)]
+        kinds, amounts = (torch.stack(rows, dim=1) for rows in zip(*drawn, strict=True))
+
+        images = _all_in_turn(batch.images, kinds, amounts, interpolation, fill)
         return Batch(images, batch.targets, batch.ids)
 
     return augmented
@@ -255,20 +254,32 @@ def augmix(
         # Dirichlet(1, 1, 1) is three exponential numbers divided by their sum; Beta(1, 1) is even.
         weights = -torch.log(1.0 - rng.uniform(count=num_chains))
         own = rng.uniform()
-        weights = weights / weights.sum(dim=0) * (1.0 - own)
-        total = batch.images.to(torch.float32) * own[:, None, None, None]
-        most = magnitude * strength(done)
-        for chain in range(num_chains):
-            depth = rng.integers(3) + 1
-            images = batch.images
-            for step in range(3):
-                # Past the end of its chain an image gets what changes nothing.
-                which = torch.where(depth > step, rng.integers(len(lines)), len(lines))
-                amount, sign = rng.uniform(0.0, most), rng.integers(2) * 2 - 1
-                padded = (*lines, Change("identity"))
-                images = changed(images, padded, which, amount, sign, interpolation, fill)
-            total = total.addcmul_(images.to(torch.float32), weights[chain][:, None, None, None])
-        return Batch(memory.like(total, batch.images), batch.targets, batch.ids)
+        weights = torch.cat((own[None], weights / weights.sum(dim=0) * (1.0 - own)))
+        nothing = _number("identity")
+        drawn = []
+        for _ in range(num_chains):
+            depth = rng.integers(_DEPTH) + 1
+            for step in range(_DEPTH):
+                kinds, amounts = _draw(rng, lines, 0.0, magnitude * strength(done))
+                drawn.append((torch.where(depth > step, kinds, nothing), amounts))
+        kinds, amounts = (torch.stack(rows, dim=1) for rows in zip(*drawn, strict=True))
+
+        def change(
+            images: Tensor, kinds: Tensor, amounts: Tensor, warps: Tensor, weights: Tensor
+        ) -> Tensor:
+            shares = weights[:, :, None, None, None].unbind(dim=1)
+            total = images.to(torch.float32) * shares[0]
+            for chain in range(num_chains):
+                own = slice(chain * _DEPTH, (chain + 1) * _DEPTH)
+                steps = kinds[:, own], amounts[:, own], warps[:, own]
+                end = _in_turn(images, *steps, interpolation, fill)
+                total.addcmul_(end.to(torch.float32), shares[chain + 1])
+            return memory.like(total, images)
+
+        images = colour.check_uint8(batch.images)
+        warps = _matrices(amounts, kinds, images)
+        images = memory.for_all(change, images, kinds, amounts, warps, weights.T)
+        return Batch(images, batch.targets, batch.ids)
 
     return mixed
 
@@ -284,51 +295,111 @@ def changed(
 ) -> Tensor:
     """Each image changed by line which (N,) of the table, by magnitude (N,) 0..1 times the full
     amount, in the direction sign (N,), -1 or 1."""
-    colour.check_uint8(images)
-    full, both_ways, kind_of_line = _columns(table, images.device)
-    amounts = magnitude * full.index_select(0, which)
-    amounts = torch.where(both_ways.index_select(0, which), amounts * sign, amounts)
-    kinds = kind_of_line.index_select(0, which)
-    present = {change.kind for change in table}
-    result = images
-    if present.intersection(_WARPS):
-        # One resampling for all of them: each image has its own matrix.
-        height, width = images.shape[2:]
-        matrix = _matrices(amounts, kinds, height, width)
+    kinds, amounts = _kinds_and_amounts(table, which, magnitude, sign)
+    return _all_in_turn(images, kinds[:, None], amounts[:, None], interpolation, fill)
 
-        def warp_some(images: Tensor, matrix: Tensor) -> Tensor:
-            return warp.warped(images, matrix, interpolation, fill)
 
-        result = memory.where(kinds < len(_WARPS), warp_some, result, matrix)
-    for number, (kind, change) in enumerate(_VALUES.items(), start=len(_WARPS)):
-        if kind in present:
-            # What was made here may be written over; what came in may not.
-            own = result is not images
-            result = memory.where(kinds == number, change, result, amounts, in_place=own)
-    return result
+def _draw(
+    rng: ImageRandom, table: tuple[Change, ...], low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """For each image the number of a kind and how much of it, (N,) both."""
+    which, magnitude = rng.integers(len(table)), rng.uniform(low, high)
+    return _kinds_and_amounts(table, which, magnitude, rng.integers(2) * 2 - 1)
+
+
+def _kinds_and_amounts(
+    table: tuple[Change, ...], which: Tensor, magnitude: Tensor, sign: Tensor
+) -> tuple[Tensor, Tensor]:
+    full, both_ways, kinds = (
+        column.index_select(0, which) for column in _columns(table, which.device)
+    )
+    amounts = magnitude * full
+    return kinds, torch.where(both_ways, amounts * sign, amounts)
 
 
 @cache
 def _columns(table: tuple[Change, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """full (float32), both ways (bool) and number of the kind (int64), one for each line: kept, so
     that no step waits for a copy to the device."""
-    numbers = (*_WARPS, *_VALUES, "identity")
     return (
         torch.tensor([change.full for change in table], device=device, dtype=torch.float32),
         torch.tensor([change.kind in _BOTH_WAYS for change in table], device=device),
-        torch.tensor([numbers.index(change.kind) for change in table], device=device),
+        torch.tensor([_number(change.kind) for change in table], device=device),
     )
 
 
-def _matrices(amounts: Tensor, kinds: Tensor, height: int, width: int) -> Tensor:
-    """(N, 3, 3): the warp of each image; where none is chosen, the identity."""
+def _number(kind: Kind) -> int:
+    return (*_WARPS, *_VALUES, "identity").index(kind)
+
+
+def _all_in_turn(
+    images: Tensor, kinds: Tensor, amounts: Tensor, interpolation: Interpolation, fill: float
+) -> Tensor:
+    def change(images: Tensor, kinds: Tensor, amounts: Tensor, warps: Tensor) -> Tensor:
+        return _in_turn(images, kinds, amounts, warps, interpolation, fill)
+
+    warps = _matrices(amounts, kinds, images)
+    return memory.for_all(change, colour.check_uint8(images), kinds, amounts, warps)
+
+
+def _in_turn(
+    images: Tensor,
+    kinds: Tensor,
+    amounts: Tensor,
+    warps: Tensor,
+    interpolation: Interpolation,
+    fill: float,
+) -> Tensor:
+    """images changed by one kind after the other.
+
+    kinds, amounts (N, steps); warps (N, steps, 3, 3), used where the kind is a warp.
+    """
+
+    def warp_some(images: Tensor, matrix: Tensor) -> Tensor:
+        return warp.warped(images, matrix, interpolation, fill, has_perspective=False)
+
+    alone = memory.in_main_memory(images) and len(images) == 1
+    for step in range(kinds.shape[1]):
+        kind, amount, matrix = kinds[:, step], amounts[:, step], warps[:, step]
+        if not alone:
+            images = _some_changed(images, kind, amount, matrix, warp_some)
+        elif (number := int(kind)) < len(_WARPS):
+            images = warp_some(images, matrix)
+        elif number < _number("identity"):
+            images = list(_VALUES.values())[number - len(_WARPS)](images, amount)
+    return images
+
+
+def _some_changed(
+    images: Tensor,
+    kinds: Tensor,
+    amounts: Tensor,
+    matrices: Tensor,
+    warp_some: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Each image by its own kind: on an accelerator all kinds for all images, and a choice."""
+    result = memory.where(kinds < len(_WARPS), warp_some, images, matrices)
+    for number, change in enumerate(_VALUES.values(), start=len(_WARPS)):
+        # What was made here may be written over; what came in may not.
+        ours = result is not images
+        result = memory.where(kinds == number, change, result, amounts, in_place=ours)
+    return result
+
+
+def _matrices(amounts: Tensor, kinds: Tensor, images: Tensor) -> Tensor:
+    """(N, steps, 3, 3): each warp; where the kind is none, the identity. amounts, kinds (N, steps).
+
+    One resampling serves all kinds of warp, for each image has its own matrix.
+    """
+    height, width = images.shape[2:]
     shear_x, shear_y, right, down, angle = (
-        torch.where(kinds == number, amounts, 0.0) for number in range(len(_WARPS))
+        torch.where(kinds == number, amounts, 0.0).flatten() for number in range(len(_WARPS))
     )
-    # Each image has at most one of them other than the identity, so the order does not matter.
+    # At most one of them is other than the identity, so their order does not matter.
     shear = warp.sheared(shear_x, shear_y)
     move = warp.translated(right * width, down * height)
-    return torch.bmm(torch.bmm(shear, warp.rotated(angle)), move)
+    matrices = torch.bmm(torch.bmm(shear, warp.rotated(angle)), move)
+    return matrices.view(*kinds.shape, 3, 3)
 
 
 def _factor(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

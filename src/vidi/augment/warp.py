@@ -2,7 +2,7 @@
 
 A matrix takes the place of a pixel in the result, in px from the middle of the image (x to the
 right, y down), to the place in the source where its value comes from. Matrices multiply, so that
-any chain of these costs one resampling.
+any chain of these costs one resampling. Without perspective the last row is 0 0 1.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from vidi.augment import memory
 from vidi.augment.random import ImageRandom
@@ -106,26 +106,38 @@ def warped(
     matrix: Tensor,
     interpolation: Interpolation = "bilinear",
     fill: float = GREY,
+    *,
+    has_perspective: bool = True,
 ) -> Tensor:
-    """images (N, C, H, W) resampled by matrix (N, 3, 3); `fill` where nothing comes from."""
+    """images (N, C, H, W) resampled by matrix (N, 3, 3); `fill` where nothing comes from.
+
+    has_perspective: False where every matrix has the last row 0 0 1, which saves the division.
+    """
     height, width = images.shape[2:]
     device = images.device
     x = torch.arange(width, device=device, dtype=torch.float32) - (width - 1) / 2
     y = torch.arange(height, device=device, dtype=torch.float32) - (height - 1) / 2
-    cell = matrix[:, :, :, None, None]
-
-    def coordinate(row: int) -> Tensor:
-        return cell[:, row, 0] * x + (cell[:, row, 1] * y[:, None] + cell[:, row, 2])
-
-    depth = coordinate(2)
+    # (N, 3, W) and (N, 3, H): what each column and each line adds to the three coordinates.
+    across = matrix[:, :, :1] * x
+    down = matrix[:, :, 1:2] * y + matrix[:, :, 2:]
+    grid = torch.empty(len(images), height, width, 2, device=device)
     # grid_sample counts from -1 to 1 between the outer edges.
-    grid = torch.stack(
-        (coordinate(0) / depth * (2 / width), coordinate(1) / depth * (2 / height)), dim=3
-    )
-    # Outside is 0 for grid_sample; the shift makes it `fill`, also in the blend along the border.
-    pixels = images.to(torch.float32) - fill
-    pixels = F.grid_sample(pixels, grid, mode=interpolation, align_corners=False)
-    return memory.like(pixels + fill, images)
+    for row, scale in enumerate((2 / width, 2 / height)):
+        torch.add(
+            (across[:, row] * scale)[:, None, :],
+            (down[:, row] * scale)[:, :, None],
+            out=grid[..., row],
+        )
+    if has_perspective:
+        grid /= (across[:, 2][:, None, :] + down[:, 2][:, :, None])[..., None]
+    pixels = images.to(torch.float32, copy=True)
+    if fill:
+        # Outside is 0 for grid_sample; the shift makes it `fill`, also along the border.
+        pixels -= fill
+    pixels = functional.grid_sample(pixels, grid, mode=interpolation, align_corners=False)
+    if fill:
+        pixels += fill
+    return memory.like(pixels, images)
 
 
 def rotation(
@@ -204,7 +216,7 @@ def _warped_batch(
     chosen: Tensor | None = None,
 ) -> Batch:
     def change(images: Tensor, matrix: Tensor) -> Tensor:
-        return warped(images, matrix, interpolation, fill)
+        return warped(images, matrix, interpolation, fill, has_perspective=chosen is not None)
 
     if chosen is None:
         images = memory.for_all(change, batch.images, matrix)
