@@ -634,6 +634,7 @@ def _augment(
             "augment.vertical_flip", asked.vertical_flip, (False, "up is up in most pictures")
         ),
         policy=asked.policy or "none",
+        grey=dataset.grey,
         mixup_alpha=asked.mixup_alpha or 0.0,
         cutmix_alpha=asked.cutmix_alpha or 0.0,
         erase_probability=asked.erase_probability or 0.0,

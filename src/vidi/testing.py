@@ -43,6 +43,10 @@ def check_schedule(schedule: Callable[[float], float], *, points: int = 1001) ->
             )
 
 
+# How images lie in memory.
+_LAYOUTS = ("last", "planar", "part")
+
+
 def check_transform(
     transform: Transform,
     *,
@@ -53,36 +57,39 @@ def check_transform(
 ) -> None:
     """`transform` maps `(batch, rng, done)` to a batch and depends on nothing else.
 
-    It is tried on uint8 images of image_px squared in both memory layouts, on batches of 1, 2 and 7
-    images, and at the beginning, in the middle and at the end of training. each_by_itself: what
-    becomes of an image does not depend on the batch that it is in, or only on its neighbour
-    (`augment.partners`); say False for a transform that mixes by another rule.
+    It is tried on uint8 images of image_px squared, channels last, planar and as a part of larger
+    ones, on batches of 1, 2 and 7, and at the beginning, in the middle and at the end of training.
+    each_by_itself: what becomes of an image does not depend on its batch, or only on its neighbour
+    there (`augment.partners`); say False for a transform that mixes by another rule.
 
     Raises:
         AssertionError: what is wrong, in one sentence.
     """
     for count in (1, 2, 7):
         for num_channels in channels:
-            for channels_last in (True, False):
-                batch = _some_batch(count, num_channels, image_px, num_classes, channels_last)
+            for layout in _LAYOUTS:
+                batch = _some_batch(count, num_channels, image_px, num_classes, layout)
                 for done in (0.0, 0.5, 1.0):
                     _check_once(transform, batch, done, num_classes)
     if each_by_itself:
-        _check_parts(transform, _some_batch(7, channels[-1], image_px, num_classes, True))
+        _check_parts(transform, _some_batch(7, channels[-1], image_px, num_classes, "last"))
 
 
-def _some_batch(
-    count: int, channels: int, image_px: int, num_classes: int, channels_last: bool
-) -> Batch:
+def _some_batch(count: int, channels: int, image_px: int, num_classes: int, layout: str) -> Batch:
     """Smooth colours with noise, so that every change shows."""
     generator = torch.Generator().manual_seed(count)
     coarse = torch.rand(count, channels, 4, 4, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, (image_px, image_px), mode="bilinear")
     noise = torch.rand(smooth.shape, generator=generator)
     images = (200 * smooth + 55 * noise).to(torch.uint8)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    if layout == "last":
+        images = images.contiguous(memory_format=torch.channels_last)
+    elif layout == "part":
+        wider = torch.zeros(count, channels, image_px + 3, image_px + 3, dtype=torch.uint8)
+        wider[:, :, 1:-2, 2:-1] = images
+        images = wider[:, :, 1:-2, 2:-1]
     return Batch(
-        images.contiguous(memory_format=layout),
+        images,
         torch.arange(count) % num_classes,
         torch.arange(count) * 37 + 11,
     )

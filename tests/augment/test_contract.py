@@ -193,3 +193,23 @@ def test_a_transform_that_breaks_the_contract_is_told_how(
 
 def test_mixing_by_another_rule_can_be_allowed() -> None:
     check_transform(wrong(images=lambda batch: batch.images.flip(0)), each_by_itself=False)
+
+
+@EACH
+@pytest.mark.parametrize("px", [32, 128])
+def test_how_images_lie_in_memory_changes_nothing(
+    make_batch: MakeBatch, name: str, px: int
+) -> None:
+    batch = make_batch(7, px)
+    usual = BUILT_IN[name](batch, ImageRandom(0, 2, batch.ids), 1.0)
+    wider = torch.zeros(7, 3, px + 2, px + 2, dtype=torch.uint8)
+    wider[:, :, 1:-1, 1:-1] = batch.images
+    sideways = batch.images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    for images in (batch.images.contiguous(), wider[:, :, 1:-1, 1:-1], sideways):
+        assert torch.equal(images, batch.images)
+        other = Batch(images, batch.targets, batch.ids)
+        out = BUILT_IN[name](other, ImageRandom(0, 2, batch.ids), 1.0)
+        # torch resizes planar images in another way, which may differ by one level.
+        allowed = 1 if name == "random_resized_crop" else 0
+        assert (out.images.int() - usual.images.int()).abs().max() <= allowed
+        assert torch.equal(out.targets, usual.targets)

@@ -238,7 +238,7 @@ def flipped_where(images: Tensor, chosen: Tensor, dim: int, *, in_place: bool = 
     where = chosen.nonzero().squeeze(1)
     if not len(where):
         return images
-    out = images if in_place else images.clone()
+    out = images if in_place else images.clone(memory_format=memory.layout(images))
     if memory.large(images):
         numbers = where.tolist()
 

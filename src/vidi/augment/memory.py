@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from threading import Barrier
 from typing import Final
@@ -50,8 +50,12 @@ def each(count: int, num_values: int, work: Callable[[int], None]) -> None:
         for number in range(first, count, threads):
             work(number)
 
-    for waiting in [_pool(threads, os.getpid()).submit(share, k) for k in range(threads)]:
-        waiting.result()
+    pool = _pool(threads, os.getpid())
+    shares = [pool.submit(share, k) for k in range(threads)]
+    # All of them end before the first error of one goes up: nobody writes into what is given up.
+    wait(shares)
+    for ended in shares:
+        ended.result()
 
 
 @cache
@@ -93,6 +97,7 @@ def like_rows(data: Tensor, images: Tensor) -> Tensor:
 
 def write_rows(out: Tensor, numbers: Tensor, images: Tensor) -> None:
     """out[numbers] = images, for small images of one layout in main memory; numbers (M,) int64."""
+    assert out.is_contiguous(memory_format=layout(out)), "the rows would be those of a copy"
     # numpy copies a row at a time, torch a value at a time: 20 times slower.
     rows(out).numpy()[numbers.numpy()] = rows(images).numpy()
 
