@@ -288,6 +288,21 @@ def make(config: Config, facts: Facts) -> Plan:
     )
 
 
+def shortened(plan: Plan, last_step: int) -> Plan:
+    """The same plan with an earlier end, when the time does not suffice.
+
+    The learning rate is a function of the share that is done, so the curve is squeezed: it drops at
+    once to where the shorter run would be, and still ends at its end.
+    """
+    reasons = {
+        **plan.reasons,
+        "horizon_steps": f"cut from {plan.horizon_steps}: slower than measured",
+    }
+    steps = {"horizon_steps": last_step, "last_step": last_step}
+    every = min(plan.evaluate_every_steps, last_step)
+    return plan.model_copy(update={**steps, "evaluate_every_steps": every, "reasons": reasons})
+
+
 def _check_data(dataset: DatasetFacts) -> None:
     with_images = [
         name for name, count in zip(dataset.classes, dataset.counts["train"], strict=True) if count

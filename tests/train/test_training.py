@@ -422,3 +422,23 @@ def test_what_is_predicted_equals_what_was_judged(
         assert name in names
         ours = predictor.probabilities([(photos / name).read_bytes()])[0]
         assert abs(ours - probabilities).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_minutes_are_kept_though_the_machine_is_slower_than_measured(tmp_path: Path) -> None:
+    def dawdle(batch: Batch, rng: ImageRandom, done: float) -> Batch:
+        del rng, done
+        time.sleep(0.05)
+        return batch
+
+    started_at = time.monotonic()
+    settings = {**SETTINGS, "train.minutes": 0.3}
+    del settings["train.epochs"]
+    run = vidi.train("digits", settings=settings, out=tmp_path / "run", transforms=(dawdle,))
+    assert time.monotonic() - started_at < 0.3 * 60 * 1.1
+    checkpoint, _ = run.newest_checkpoint()
+    assert checkpoint is not None
+    assert any("to keep its time" in note for note in checkpoint.state["notes"])
+    # The schedule came to its end all the same.
+    rates = [line["learning_rate"] for line in run.metrics.read() if line["kind"] == "train"]
+    assert rates[-1] < 0.01 * max(rates)

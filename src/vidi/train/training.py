@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,15 +22,16 @@ from vidi.config import Config, load
 from vidi.errors import Interrupted, StorageError, VidiError
 from vidi.facts import Facts
 from vidi.model import name_of
-from vidi.plan import Plan
+from vidi.plan import Plan, shortened
 from vidi.report import write
 from vidi.restore import load_best
 from vidi.run import Run, default_run_path
+from vidi.train.deadline import Deadline
 from vidi.train.finish import fitted_temperature, judge, judged
 from vidi.train.loop import Job, Progress, loop, save
 from vidi.train.prepare import Extensions, Prepared, build_job, build_state, prepare
 from vidi.train.resume import reopened
-from vidi.train.signals import watched
+from vidi.train.signals import Stop, watched
 from vidi.train.state import State
 
 # What a display needs: a line of text, or a moment of the run.
@@ -95,7 +96,9 @@ def train(
         return _continue(path, data, config, extensions, tell, force=force_resume)
     run = Run.create(path, texts=_decisions(data, config, prepared))
     with run.lock():
-        _train(run, config, prepared, build_state(prepared.plan, prepared.model), extensions, tell)
+        state = build_state(prepared.plan, prepared.model)
+        deadline = Deadline.of(config, prepared.facts, started_at)
+        _train(run, config, prepared, state, extensions, tell, deadline)
     return run
 
 
@@ -116,7 +119,8 @@ def _continue(
             tell(f"already complete: {run.path}")
         else:
             run.rewind(checkpoint)
-            _train(run, config, prepared, state, extensions, tell)
+            # The clock of a stopped run has stood still; it ends where it was planned to.
+            _train(run, config, prepared, state, extensions, tell, None)
     return run
 
 
@@ -127,11 +131,12 @@ def _train(
     state: State,
     extensions: Extensions,
     tell: Show,
+    deadline: Deadline | None,
 ) -> None:
     plan = prepared.plan
     tell(_described(plan, prepared.facts))
     job = build_job(plan, config, prepared.dataset, prepared.store, extensions)
-    _drive(run, plan, job, state, tell)
+    plan = _drive(run, plan, job, state, tell, deadline)
     best_step = load_best(run, prepared.model)
     tell(f"judging the weights of step {best_step}")
     own_metrics = [load(name) for name in config.evaluate.metrics]
@@ -152,33 +157,27 @@ def _train(
     write(run)
 
 
-def _drive(run: Run, plan: Plan, job: Job, state: State, tell: Show) -> None:
-    """Run the loop to its end, to a signal, or until validation stops getting better."""
-    if _is_patience_over(plan, state):
-        return
+def _drive(
+    run: Run, plan: Plan, job: Job, state: State, tell: Show, deadline: Deadline | None
+) -> Plan:
+    """Run the loop to its end, to a signal, or until validation stops getting better.
+
+    Returns the plan that the run ended with: a shorter one, where the machine turned out slower
+    than it was measured and the time would not have sufficed.
+    """
     try:
-        with watched() as stop, contextlib.closing(loop(plan, job, state, run)) as steps:
-            for progress in steps:
-                tell(progress)
-                if stop:
-                    break
-                if _is_patience_over(plan, state):
-                    tell(
-                        "stopping early: validation got no better for "
-                        f"{plan.patience_evaluations} evaluations"
-                    )
-                    save(state, run)
-                    break
+        while not _is_patience_over(plan, state):
+            with watched() as stop, contextlib.closing(loop(plan, job, state, run)) as steps:
+                shorter = _watch(plan, state, steps, stop, tell, deadline)
             if stop:
                 save(state, run)
-                assert stop.signal_number is not None
-                raise Interrupted(
-                    f"stopped at step {state.step} of {plan.last_step}; "
-                    f"everything is saved in {run.path}",
-                    signal_number=stop.signal_number,
-                    fix="give the same command again to continue"
-                    + ("" if "--out" in sys.argv else f", with --out {run.path}"),
-                )
+                raise _interrupted(run, plan, state, stop)
+            if shorter is None:
+                break
+            plan = shorter
+            run.write_text("plan", plan.model_dump_json(indent=1))
+        if _is_patience_over(plan, state):
+            save(state, run)
     except (VidiError, KeyboardInterrupt):
         raise
     except Exception:
@@ -186,6 +185,48 @@ def _drive(run: Run, plan: Plan, job: Job, state: State, tell: Show) -> None:
         with contextlib.suppress(StorageError):
             save(state, run)
         raise
+    return plan
+
+
+def _watch(
+    plan: Plan,
+    state: State,
+    steps: Generator[Progress],
+    stop: Stop,
+    tell: Show,
+    deadline: Deadline | None,
+) -> Plan | None:
+    """Follow the loop until something has to be done; a shorter plan, if that is what it is."""
+    for progress in steps:
+        tell(progress)
+        if stop:
+            return None
+        if _is_patience_over(plan, state):
+            tell(
+                f"stopping early: validation got no better for {plan.patience_evaluations} "
+                "evaluations"
+            )
+            return None
+        if deadline is not None and progress.phase == "train":
+            steps_left = deadline.steps_left(progress)
+            if steps_left is not None:
+                shorter = shortened(plan, state.step + steps_left)
+                state.notes.append(
+                    f"slower than measured: the run ends at step {shorter.last_step} instead of "
+                    f"{plan.last_step}, to keep its time"
+                )
+                return shorter
+    return None
+
+
+def _interrupted(run: Run, plan: Plan, state: State, stop: Stop) -> Interrupted:
+    assert stop.signal_number is not None
+    return Interrupted(
+        f"stopped at step {state.step} of {plan.last_step}; everything is saved in {run.path}",
+        signal_number=stop.signal_number,
+        fix="give the same command again to continue"
+        + ("" if "--out" in sys.argv else f", with --out {run.path}"),
+    )
 
 
 def _decisions(data: str | Path, config: Config, prepared: Prepared) -> dict[str, str]:

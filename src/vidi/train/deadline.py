@@ -1,0 +1,49 @@
+"""Keeping `train.minutes`: a machine may turn out slower than it was when it was measured."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Self, final
+
+from vidi.config import Config
+from vidi.facts import Facts
+from vidi.train.loop import Progress
+
+# Looked at no sooner than after so many steps, and every so many.
+LOOK_EVERY_STEPS = 20
+# Nothing is changed for less than this share of what is left.
+TOLERANCE = 0.03
+# Writing a report and whatever else has no measurement.
+OVERHEAD_S = 2.0
+
+
+@final
+@dataclass(slots=True)
+class Deadline:
+    """When training has to be over, so that the judging still fits."""
+
+    training_ends_at: float
+    looked_at_step: int = 0
+
+    @classmethod
+    def of(cls, config: Config, facts: Facts, started_at: float) -> Self | None:
+        """None without a time to keep. `started_at`: `time.monotonic()` of the clock's start."""
+        if config.train.minutes is None or facts.measured is None:
+            return None
+        judged = facts.dataset.num_images("validation") + facts.dataset.num_images("test")
+        # Judging computes in float32 and bootstraps; it is slower than a bare forward pass.
+        forward = facts.measured.evaluation_images_per_second or float("inf")
+        reserve_s = OVERHEAD_S + 2 * judged / forward
+        return cls(started_at + config.train.minutes * 60 - reserve_s)
+
+    def steps_left(self, progress: Progress) -> int | None:
+        """How many more steps the time allows, when that is fewer than planned; else None."""
+        if progress.step < self.looked_at_step + LOOK_EVERY_STEPS:
+            return None
+        self.looked_at_step = progress.step
+        left_s = self.training_ends_at - time.monotonic()
+        if progress.remaining_s <= left_s * (1 + TOLERANCE):
+            return None
+        steps = progress.last_step - progress.step
+        return max(1, int(steps * max(0.0, left_s) / progress.remaining_s))
