@@ -1,4 +1,4 @@
-"""`vidi train` as a user starts it, once for each seed: test accuracy and seconds from process start.
+"""`vidi train` as a user starts it, for each seed: test accuracy and seconds from process start.
 
     python benchmarks/train.py digits
     python benchmarks/train.py FOLDER --minutes 5 --seeds 0 1 2
