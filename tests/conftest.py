@@ -28,7 +28,7 @@ MakeFolder = Callable[..., Path]
 
 @pytest.fixture
 def picture_folder(tmp_path: Path) -> MakeFolder:
-    """`picture_folder("photos", cats=12, dogs=12)`: JPEG files that a small network can tell apart."""
+    """`picture_folder("photos", cats=12, dogs=12)`: JPEG files that are easy to tell apart."""
 
     def make(name: str = "photos", /, *, px: int = 16, **counts: int) -> Path:
         rng = np.random.default_rng(7)
