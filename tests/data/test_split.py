@@ -6,11 +6,17 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidi.data.split import stratified
+from vidi.data.hashing import Hashes, draws, hash_texts
+from vidi.data.split import folds, stratified
 
 
-def names(row: int) -> str:
-    return f"image {row}"
+def hashes(count: int) -> Hashes:
+    names = [f"image {row}".encode() for row in range(count)]
+    return hash_texts(b"".join(names), np.cumsum([len(name) for name in names]))
+
+
+def order(count: int, seed: int = 0) -> Hashes:
+    return draws(hashes(count), seed)
 
 
 @given(
@@ -23,7 +29,7 @@ def test_the_share_is_exact_and_every_class_keeps_an_image(
     counts: list[int], fraction: float, seed: int
 ) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
-    out = stratified(labels, names, fraction=fraction, seed=seed)
+    out = stratified(labels, order(len(labels), seed), fraction=fraction)
     room = sum(max(count - 1, 0) for count in counts)
     assert out.sum() == min(int(len(labels) * fraction + 0.5), room)
     for number, count in enumerate(counts):
@@ -37,15 +43,98 @@ def test_the_share_is_exact_and_every_class_keeps_an_image(
 def test_who_is_held_out_depends_on_the_seed_and_not_on_the_order_of_rows() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 200)
-    first = stratified(labels, names, fraction=0.2, seed=1)
-    order = rng.permutation(200)
-    moved = stratified(labels[order], lambda row: names(int(order[row])), fraction=0.2, seed=1)
-    assert (first[order] == moved).all()
-    assert (first != stratified(labels, names, fraction=0.2, seed=2)).any()
+    first = stratified(labels, order(200, 1), fraction=0.2)
+    moved = rng.permutation(200)
+    again = stratified(labels[moved], order(200, 1)[moved], fraction=0.2)
+    assert (first[moved] == again).all()
+    assert (first != stratified(labels, order(200, 2), fraction=0.2)).any()
 
 
 def test_few_images_change_sides_when_others_are_added() -> None:
-    labels = np.arange(1000) % 4
-    before = stratified(labels, names, fraction=0.2, seed=0)
-    after = stratified(np.arange(1040) % 4, names, fraction=0.2, seed=0)[:1000]
+    before = stratified(np.arange(1000) % 4, order(1000), fraction=0.2)
+    after = stratified(np.arange(1040) % 4, order(1040), fraction=0.2)[:1000]
     assert (before != after).mean() < 0.03
+
+
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=3, max_size=40),
+    singles=st.integers(0, 80),
+    fraction=st.floats(0.05, 0.5),
+    seed=st.integers(0, 3),
+)
+@settings(max_examples=100, deadline=None)
+def test_groups_stay_on_one_side(
+    sizes: list[int], singles: int, fraction: float, seed: int
+) -> None:
+    groups = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), np.full(singles, -1)])
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, len(groups))
+    labels[:3] = (0, 1, 2)
+    out = stratified(labels, order(len(labels), seed), fraction=fraction, groups=groups)
+    for group in range(len(sizes)):
+        assert len(set(out[groups == group].tolist())) == 1
+    for number in np.unique(labels):
+        assert not out[labels == number].all()
+    # As exact as the groups allow: no further off than the largest group and rounding.
+    wanted = len(labels) * fraction
+    assert out.sum() <= wanted + max(sizes) + 3
+    if singles > 3 * wanted:
+        assert out.sum() >= wanted - 3
+
+
+def test_groups_of_any_size_are_held_out_as_often_as_images() -> None:
+    """Else the held-out images would be the ones without near duplicates: the hard ones."""
+    groups = np.concatenate([np.repeat(np.arange(100), 5), np.full(500, -1)])
+    labels = np.concatenate([np.repeat(np.arange(100) % 2, 5), np.arange(500) % 2])
+    out = stratified(labels, order(1000), fraction=0.2, groups=groups)
+    assert out.sum() == 200
+    assert 60 <= out[:500].sum() <= 140
+
+
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    count=st.integers(2, 5),
+    seed=st.integers(0, 3),
+)
+@settings(max_examples=100, deadline=None)
+def test_folds_are_even_and_stratified(counts: list[int], count: int, seed: int) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    if len(labels) < count:
+        return
+    fold = folds(labels, order(len(labels), seed), count)
+    assert set(fold.tolist()) <= set(range(count))
+    for number in range(len(counts)):
+        sizes = np.bincount(fold[labels == number], minlength=count)
+        assert sizes.max() - sizes.min() <= 1
+    assert np.ptp(np.bincount(fold, minlength=count)) <= len(counts)
+
+
+def test_folds_keep_groups_together() -> None:
+    groups = np.concatenate([np.repeat(np.arange(20), 4), np.full(40, -1)])
+    labels = np.concatenate([np.repeat(np.arange(20) % 2, 4), np.arange(40) % 2])
+    fold = folds(labels, order(120), 5, groups=groups)
+    for group in range(20):
+        assert len(set(fold[groups == group].tolist())) == 1
+    assert np.bincount(fold).tolist() == [24] * 5
+
+
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_the_hash_of_a_name_does_not_depend_on_its_neighbours(names: list[bytes]) -> None:
+    ends = np.cumsum([len(name) for name in names])
+    together = hash_texts(b"".join(names), ends)
+    alone = [int(hash_texts(name, np.array([len(name)]))[0]) for name in names]
+    assert together.tolist() == alone
+    assert len(set(alone)) == len(set(names))
+
+
+def test_a_long_list_of_names_is_hashed_in_pieces_like_a_short_one() -> None:
+    names = [f"folder/{number}.jpg".encode() for number in range(200_000)]
+    whole = hash_texts(b"".join(names), np.cumsum([len(name) for name in names]))
+    tail = names[150_000:]
+    part = hash_texts(b"".join(tail), np.cumsum([len(name) for name in tail]))
+    assert (whole[150_000:] == part).all()
+    assert len(np.unique(whole)) == 200_000
+    # As many ones as zeros in every bit: what decides who is held out is fair.
+    bits = np.unpackbits(draws(whole, 3).view(np.uint8)).reshape(200_000, 64).mean(axis=0)
+    assert np.abs(bits - 0.5).max() < 0.01

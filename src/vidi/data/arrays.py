@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidi.config import DataConfig
-from vidi.data import split as splits
-from vidi.data.dataset import Dataset, content_digest
+from vidi.data.dataset import Dataset, assemble, content_digest
+from vidi.data.hashing import Hashes
+from vidi.data.split import number_hashes
 from vidi.errors import DataError
 from vidi.facts import SPLITS
 from vidi.image import Pixels, encode_png
@@ -34,6 +35,10 @@ class Arrays:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         number = index - int(self._starts[part])
         return f"{self._names[part]}/{number:06d}" if self._names[part] else f"{number:06d}"
+
+    def hashes(self) -> Hashes:
+        lengths = np.diff([*self._starts.tolist(), len(self)])
+        return np.concatenate([number_hashes(n, salt) for salt, n in enumerate(lengths.tolist())])
 
     def names_digest(self) -> bytes:
         parts = f"{self._names} {self._starts.tolist()} {len(self)}"
@@ -91,22 +96,5 @@ def from_parts(
         tuple(SPLITS[number] if split_names else "" for number in order),
         tuple(np.concatenate([[0], np.cumsum(lengths)[:-1]]).tolist()),
     )
-    split, rule = splits.complete(
-        np.repeat(np.array(order, dtype=np.int8), lengths),
-        labels,
-        source.name_of,
-        validation_fraction=asked.validation_fraction,
-        test_fraction=asked.test_fraction,
-        seed=asked.split_seed,
-    )
-    return Dataset(
-        name=name,
-        classes=classes,
-        labels=labels,
-        split=split,
-        source=source,
-        split_rule=rule,
-        usable=np.ones(len(labels), dtype=np.bool_),
-        unreadable=asked.unreadable,
-        max_unreadable_fraction=asked.max_unreadable_fraction,
-    )
+    given = np.repeat(np.array(order, dtype=np.int8), lengths)
+    return assemble(name, source, classes, labels, given, asked)

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypeVar, final
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
 from vidi import image
+from vidi.config import DataConfig
+from vidi.data.hashing import Hashes, draws
+from vidi.data.split import (
+    DEFAULT_RULE,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Groups,
+    Labels,
+    SplitRule,
+    Splits,
+    complete,
+    folds,
+)
 from vidi.errors import DataError, UnreadableImage
 from vidi.facts import SPLITS, DatasetFacts, Split
 
@@ -36,6 +51,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def name_of(self, index: int) -> str: ...
+
+    def hashes(self) -> Hashes:
+        """(N,): a hash of each name, what splits are drawn by."""
+        ...
 
     def names_digest(self) -> bytes:
         """16 bytes that stand for all names in their order."""
@@ -82,6 +101,13 @@ class Dataset:
     notes: tuple[str, ...] = ()
     unreadable: str = "exclude"
     max_unreadable_fraction: float = 0.05
+    # (N,) of the owner's: rows of one group (from 0; -1: none) belong together, weights are how
+    # often a row should be seen, relative to others.
+    groups: Groups | None = None
+    weights: NDArray[np.float32] | None = None
+    # How the owner had split it, and what vidi was asked to do about that.
+    given: Splits | None = None
+    rule: SplitRule = DEFAULT_RULE
     # What was computed once; a frozen value may still remember.
     _facts: list[DatasetFacts] = field(default_factory=list, repr=False)
     _fingerprint: list[str] = field(default_factory=list, repr=False)
@@ -141,11 +167,116 @@ class Dataset:
         )
         return replace(self, usable=usable, quarantined=self.quarantined + more, _facts=[])
 
+    def regrouped(self, groups: Groups) -> Dataset:
+        """Splits cut anew where vidi cuts them, so that rows of one group stay on one side.
+
+        groups: (N,) numbers from 0, -1 for rows by themselves, e.g. from `near_duplicates`. Groups
+        of the owner's are kept together with them. Splits that the owner gave stay as they are.
+        """
+        if self.given is None:
+            return self
+        both = groups if self.groups is None else merge_groups(groups, self.groups)
+        split, words = complete(self.given, self.labels, self.source.hashes(), self.rule, both)
+        return replace(self, split=split, split_rule=words, groups=both, _facts=[], _fingerprint=[])
+
+    def fold(self, number: int, count: int) -> Dataset:
+        """For cross-validation: of all rows that are not for the test, fold `number` of `count`
+        is the validation split, and the others are for training."""
+        rows = np.flatnonzero(self.split != TEST)
+        seed = self.rule.seed * len(SPLITS) + VALIDATION
+        places = folds(
+            self.labels[rows],
+            draws(self.source.hashes()[rows], seed),
+            count,
+            groups=None if self.groups is None else self.groups[rows],
+        )
+        split = self.split.copy()
+        split[rows] = np.where(places == number, VALIDATION, TRAIN)
+        words = f"fold {number + 1} of {count}, stratified, seed {self.rule.seed}"
+        return replace(self, split=split, split_rule=words, _facts=[], _fingerprint=[])
+
     def facts(self) -> DatasetFacts:
         """Counted and sampled; computed once."""
         if not self._facts:
             self._facts.append(_facts(self))
         return self._facts[0]
+
+
+def assemble(
+    name: str,
+    source: Source,
+    classes: tuple[str, ...],
+    labels: Labels,
+    given: Splits,
+    asked: DataConfig,
+    *,
+    groups: Groups | None = None,
+    weights: NDArray[np.float32] | None = None,
+    quarantined: Iterable[Skipped] = (),
+    ignored: Iterable[Skipped] = (),
+    notes: Iterable[str] = (),
+) -> Dataset:
+    """A data set out of what a source found: cut the missing splits, say what is odd about it.
+
+    given: (N,) into facts.SPLITS, all of them for training where the owner did not split.
+    """
+    rule = SplitRule(asked.validation_fraction, asked.test_fraction, asked.split_seed)
+    split, words = complete(given, labels, source.hashes(), rule, groups)
+    counts = np.bincount(labels[split == TRAIN], minlength=len(classes))
+    return Dataset(
+        name=name,
+        classes=classes,
+        labels=labels,
+        split=split,
+        source=source,
+        split_rule=words,
+        usable=np.ones(len(labels), dtype=np.bool_),
+        quarantined=tuple(sorted(quarantined)),
+        ignored=tuple(sorted(ignored)),
+        notes=(*notes, *count_notes(classes, counts)),
+        unreadable=asked.unreadable,
+        max_unreadable_fraction=asked.max_unreadable_fraction,
+        groups=groups,
+        weights=weights,
+        given=given,
+        rule=rule,
+    )
+
+
+# Above this many times as many images in one class as in another, people should know.
+IMBALANCE = 20
+
+
+def count_notes(classes: Sequence[str], counts: NDArray[np.int64]) -> Iterator[str]:
+    """What the numbers of training images say."""
+    for name, count in zip(classes, counts.tolist(), strict=True):
+        if count == 1:
+            yield f"class '{name}' has 1 training image"
+    if counts.min() > 0 and counts.max() >= IMBALANCE * counts.min():
+        least, most = classes[int(counts.argmin())], classes[int(counts.argmax())]
+        yield (
+            f"imbalanced: '{most}' has {counts.max()} training images, '{least}' has {counts.min()}"
+        )
+
+
+def merge_groups(first: Groups, second: Groups) -> Groups:
+    """Rows that are together in either are together in the result; (N,), -1 for rows alone."""
+    number = len(first)
+    rows = np.arange(number)
+    edges = [
+        np.stack([rows[groups >= 0], groups[groups >= 0] + number * (1 + place)])
+        for place, groups in enumerate((first, second))
+    ]
+    pairs = np.concatenate(edges, axis=1)
+    names, flat = np.unique(pairs, return_inverse=True)
+    flat = flat.reshape(pairs.shape)
+    graph = scipy.sparse.coo_array(
+        (np.ones(pairs.shape[1], dtype=np.int8), (flat[0], flat[1])), (len(names), len(names))
+    )
+    _, component = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    merged = np.full(number, -1, dtype=np.int64)
+    merged[names[names < number]] = component[: int((names < number).sum())]
+    return merged
 
 
 def _facts(dataset: Dataset) -> DatasetFacts:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vidi.data.cache import Digests
 from vidi.data.dataset import content_digest, each
+from vidi.data.hashing import Hashes, hash_texts
 from vidi.errors import UnreadableImage
 from vidi.image import Pixels
 
@@ -84,6 +85,10 @@ class Names:
     def __len__(self) -> int:
         return len(self._ends)
 
+    def hashes(self) -> Hashes:
+        """(N,): what splits are drawn by."""
+        return hash_texts(self._text, self._ends)
+
     def digest(self) -> bytes:
         """16 bytes that stand for all names in their order."""
         return hashlib.blake2b(self._ends.tobytes() + self._text, digest_size=16).digest()
@@ -117,6 +122,9 @@ class Files:
 
     def name_of(self, index: int) -> str:
         return os.fsdecode(self._names[index])
+
+    def hashes(self) -> Hashes:
+        return self._names.hashes()
 
     def names_digest(self) -> bytes:
         return self._names.digest()

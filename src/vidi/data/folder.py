@@ -31,7 +31,7 @@ import numpy as np
 from vidi.config import DataConfig
 from vidi.data import split as splits
 from vidi.data.cache import cache_folder, refuse_inside
-from vidi.data.dataset import Dataset, Skipped
+from vidi.data.dataset import Dataset, Skipped, assemble
 from vidi.data.files import Files, Names
 from vidi.errors import DataError, UsageError
 from vidi.facts import SPLITS
@@ -42,17 +42,6 @@ _IMAGE: Final = re.compile(rb"[^.].*" + _KINDS.encode() + rb"\Z", re.IGNORECASE 
 # Images that are known and cannot be read: said one by one, not passed over as strange files.
 UNSUPPORTED: Final = re.compile(r"\.(heic|heif|svgz?|jp2|jxl|psd|cr2|cr3|nef|arw|dng)")
 SYSTEM_FILES: Final = frozenset(("thumbs.db", "desktop.ini", "ehthumbs.db", "__macosx"))
-
-_SPLIT_NAMES: Final = {
-    "train": splits.TRAIN,
-    "training": splits.TRAIN,
-    "val": splits.VALIDATION,
-    "valid": splits.VALIDATION,
-    "validation": splits.VALIDATION,
-    "dev": splits.VALIDATION,
-    "test": splits.TEST,
-    "testing": splits.TEST,
-}
 
 
 def natural(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
@@ -88,27 +77,16 @@ def open_folder(root: Path, asked: DataConfig) -> Dataset:
         np.frombuffer(found.stamps, dtype=np.int64).reshape(-1, 3)[rows],
         cache_dir,
     )
-    split, rule = splits.complete(
-        np.array([places[row].split for row in rows], dtype=np.int8),
+    return assemble(
+        root.resolve().name or "root",
+        source,
+        classes,
         labels,
-        source.name_of,
-        validation_fraction=asked.validation_fraction,
-        test_fraction=asked.test_fraction,
-        seed=asked.split_seed,
-    )
-    return Dataset(
-        name=root.resolve().name or "root",
-        classes=classes,
-        labels=labels,
-        split=split,
-        source=source,
-        split_rule=rule,
-        usable=np.ones(len(labels), dtype=np.bool_),
-        quarantined=tuple(sorted(found.quarantined)),
-        ignored=tuple(sorted(found.ignored)),
-        notes=tuple(_notes(found, layout, set(places), classes, split, labels)),
-        unreadable=asked.unreadable,
-        max_unreadable_fraction=asked.max_unreadable_fraction,
+        np.array([places[row].split for row in rows], dtype=np.int8),
+        asked,
+        quarantined=found.quarantined,
+        ignored=found.ignored,
+        notes=_notes(found, layout, set(places), classes),
     )
 
 
@@ -279,9 +257,9 @@ class _Layout:
 
 def _layout(found: _Scan) -> _Layout:
     top = {
-        name: _SPLIT_NAMES[os.fsdecode(name).lower()]
+        name: splits.SPLIT_NAMES[os.fsdecode(name).lower()]
         for name in sorted(found.folders)
-        if b"/" not in name and os.fsdecode(name).lower() in _SPLIT_NAMES
+        if b"/" not in name and os.fsdecode(name).lower() in splits.SPLIT_NAMES
     }
     train = [name for name, number in top.items() if number == splits.TRAIN]
     # A folder of vehicles may well have a class "train": that one has images, not class folders.
@@ -328,8 +306,6 @@ def _notes(
     layout: _Layout,
     places: set[_Place],
     classes: tuple[str, ...],
-    split: np.ndarray[tuple[int], np.dtype[np.int8]],
-    labels: np.ndarray[tuple[int], np.dtype[np.int64]],
 ) -> Iterator[str]:
     """What the owner should know about the shape of the data."""
     known = set(classes)
@@ -359,14 +335,6 @@ def _notes(
     for names in twins.values():
         if len(names) > 1:
             yield "likely the same class under two names: " + ", ".join(map(repr, names))
-    counts = np.bincount(labels[split == splits.TRAIN], minlength=len(classes))
-    for lonely in np.flatnonzero(counts == 1):
-        yield f"class '{classes[lonely]}' has 1 training image"
-    if counts.min() > 0 and counts.max() >= 20 * counts.min():
-        least, most = classes[int(counts.argmin())], classes[int(counts.argmax())]
-        yield (
-            f"imbalanced: '{most}' has {counts.max()} training images, '{least}' has {counts.min()}"
-        )
 
 
 def _folded(name: str) -> str:

@@ -2,104 +2,222 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vidi.data.hashing import Hashes, draws, mixed
+from vidi.errors import DataError
 from vidi.facts import SPLITS
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
-DEFAULT_VALIDATION_FRACTION = 0.1
-DEFAULT_TEST_FRACTION = 0.2
+DEFAULT_VALIDATION_FRACTION: Final = 0.1
+DEFAULT_TEST_FRACTION: Final = 0.2
+
+# What people call the splits, in lower case.
+SPLIT_NAMES: Final = {
+    "train": TRAIN,
+    "training": TRAIN,
+    "val": VALIDATION,
+    "valid": VALIDATION,
+    "validation": VALIDATION,
+    "dev": VALIDATION,
+    "test": TEST,
+    "testing": TEST,
+}
+
+Labels = NDArray[np.int64]
+Splits = NDArray[np.int8]
+Groups = NDArray[np.int64]
+
+
+class SplitRule(NamedTuple):
+    """What was asked for; None means vidi's default."""
+
+    validation_fraction: float | None
+    test_fraction: float | None
+    seed: int
+
+
+DEFAULT_RULE: Final = SplitRule(None, None, 0)
 
 
 def stratified(
-    labels: NDArray[np.int64],
-    names: Callable[[int], str],
-    *,
-    fraction: float,
-    seed: int,
+    labels: Labels, order: Hashes, *, fraction: float, groups: Groups | None = None
 ) -> NDArray[np.bool_]:
     """Hold out `fraction` of the rows, the same share of every class; (N,) bool, True is held out.
 
     The total is exact: round(N * fraction), and what does not divide goes to the classes with the
-    largest remainder. Every class keeps at least one row, so a class of one row loses none. Which
-    rows of a class are held out depends only on the seed and their names, so an image keeps its
-    side when others are added.
+    largest remainder. Every class keeps at least one row, so a class of one row loses none. Rows
+    of a class are held out in ascending `order`, a hash of their names, so an image keeps its side
+    when others are added.
+
+    groups: (N,); rows with the same number from 0 up stay on one side, -1 is a row by itself. Then
+    the total is as exact as the groups allow.
     """
     held_out = np.zeros(len(labels), dtype=np.bool_)
     if not len(labels) or fraction <= 0:
         return held_out
     counts = np.bincount(labels)
+    quota = _quota(counts, fraction)
+    alone = np.ones(len(labels), dtype=np.bool_)
+    if groups is not None and (groups >= 0).any():
+        alone = _alone(groups)
+        held_out |= _whole_groups(labels, order, groups, alone, quota)
+        quota = np.maximum(quota - np.bincount(labels[held_out], minlength=len(counts)), 0)
+    for number in np.flatnonzero(quota):
+        rows = np.flatnonzero((labels == number) & alone)
+        left = int(((labels == number) & ~held_out).sum())
+        first = np.argsort(order[rows], kind="stable")[: min(int(quota[number]), left - 1)]
+        held_out[rows[first]] = True
+    return held_out
+
+
+def _quota(counts: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
+    """How many rows of each class are held out."""
     exact = counts * fraction
+    whole = np.floor(exact + 1e-9)
     room = np.maximum(counts - 1, 0)
-    quota = np.minimum(np.floor(exact + 1e-9).astype(np.int64), room)
-    missing = min(int(len(labels) * fraction + 0.5), int(room.sum())) - int(quota.sum())
+    quota: NDArray[np.int64] = np.minimum(whole.astype(np.int64), room)
+    missing = min(int(counts.sum() * fraction + 0.5), int(room.sum())) - int(quota.sum())
     # Ties are broken by class order, so that the result is a function of the arguments.
-    by_remainder = np.argsort(-(exact - np.floor(exact + 1e-9)), kind="stable")
+    by_remainder = np.argsort(whole - exact, kind="stable")
     while missing > 0:
         for number in by_remainder:
             if missing > 0 and quota[number] < room[number]:
                 quota[number] += 1
                 missing -= 1
-    order = np.array([_draw(seed, names(row)) for row in range(len(labels))], dtype=np.uint64)
-    for number in np.flatnonzero(quota):
-        rows = np.flatnonzero(labels == number)
-        first = np.argsort(order[rows], kind="stable")[: quota[number]]
-        held_out[rows[first]] = True
+    return quota
+
+
+def _alone(groups: Groups) -> NDArray[np.bool_]:
+    """True for rows in no group, or in a group of one."""
+    _, number, size = np.unique(groups, return_inverse=True, return_counts=True)
+    return np.asarray((groups < 0) | (size[number] == 1))
+
+
+def _whole_groups(
+    labels: Labels,
+    order: Hashes,
+    groups: Groups,
+    alone: NDArray[np.bool_],
+    quota: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Groups that are held out: the largest first, each where it brings the classes nearer."""
+    held_out = np.zeros(len(labels), dtype=np.bool_)
+    members: dict[int, list[int]] = {}
+    for row in np.flatnonzero(~alone).tolist():
+        members.setdefault(int(groups[row]), []).append(row)
+    rows_of = [np.array(rows) for rows in members.values()]
+    rows_of.sort(key=lambda rows: (-len(rows), int(order[rows].min())))
+    total = np.bincount(labels)
+    # A group is as likely to be held out as an image: not all of the large ones go to one side.
+    share = quota.sum() / len(labels)
+    taken = np.zeros(len(quota), dtype=np.int64)
+    seen = 0
+    for rows in rows_of:
+        mine = np.bincount(labels[rows], minlength=len(quota))
+        seen += len(rows)
+        behind = taken.sum() + len(rows) / 2 <= seen * share
+        nearer = np.abs(quota - taken - mine).sum() < np.abs(quota - taken).sum()
+        if behind and nearer and ((taken + mine < total) | (mine == 0)).all():
+            held_out[rows] = True
+            taken += mine
     return held_out
 
 
-def _draw(seed: int, name: str) -> int:
-    key = f"{seed}\0{name}".encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
-
-
 def complete(
-    given: NDArray[np.int8],
-    labels: NDArray[np.int64],
-    names: Callable[[int], str],
-    *,
-    validation_fraction: float | None,
-    test_fraction: float | None,
-    seed: int,
-) -> tuple[NDArray[np.int8], str]:
+    given: Splits,
+    labels: Labels,
+    hashes: Hashes,
+    rule: SplitRule,
+    groups: Groups | None = None,
+) -> tuple[Splits, str]:
     """Cut what is missing out of the training rows; returns the splits and the rule in words."""
     split = given.copy()
     has = [bool((given == number).any()) for number in range(len(SPLITS))]
-    rules = ["given: " + ", ".join(SPLITS[n] for n in range(len(SPLITS)) if has[n])]
+    words = ["given: " + ", ".join(SPLITS[n] for n in range(len(SPLITS)) if has[n])]
     if not has[VALIDATION] and not has[TEST]:
-        rules = ["not split by its owner"]
+        words = ["not split by its owner"]
+    whole = int((given == TRAIN).sum())
+    grouped = ", groups kept together" if groups is not None and (groups >= 0).any() else ""
 
     def cut(target: int, share: float) -> None:
         rows = np.flatnonzero(split == TRAIN)
-        # The test split is drawn by another seed than the validation split, else the first images
-        # in line for one would be first in line for the other.
+        # Each split is drawn in an order of its own, else the first images in line for one would be
+        # the first in line for the other.
         out = stratified(
             labels[rows],
-            lambda row: names(int(rows[row])),
-            fraction=share * len(split[given == TRAIN]) / len(rows),
-            seed=seed * len(SPLITS) + target,
+            draws(hashes[rows], rule.seed * len(SPLITS) + target),
+            fraction=min(1.0, share * whole / len(rows)),
+            groups=None if groups is None else groups[rows],
         )
         split[rows[out]] = target
-        rules.append(
-            f"{SPLITS[target]} {share:.0%} of training, stratified, seed {seed}"
+        words.append(
+            f"{SPLITS[target]} {share:.0%} of training, stratified, seed {rule.seed}{grouped}"
             if out.any()
             else f"no {SPLITS[target]}: too few images"
         )
 
     if not has[TEST]:
-        if has[VALIDATION] and test_fraction is None:
-            rules.append("no test split")
+        if has[VALIDATION] and rule.test_fraction is None:
+            words.append("no test split")
         else:
-            share = DEFAULT_TEST_FRACTION if test_fraction is None else test_fraction
+            asked = rule.test_fraction
+            share = DEFAULT_TEST_FRACTION if asked is None else asked
             if share > 0:
                 cut(TEST, share)
     if not has[VALIDATION]:
-        share = DEFAULT_VALIDATION_FRACTION if validation_fraction is None else validation_fraction
+        asked = rule.validation_fraction
+        share = DEFAULT_VALIDATION_FRACTION if asked is None else asked
         if share > 0:
             cut(VALIDATION, share)
-    return split, "; ".join(rules)
+    return split, "; ".join(words)
+
+
+def folds(
+    labels: Labels, order: Hashes, count: int, *, groups: Groups | None = None
+) -> NDArray[np.int64]:
+    """(N,): the fold of each row, 0 to count - 1; every class is spread as evenly as it can be.
+
+    Rows of one group are in one fold, and go to where their classes are rarest.
+    """
+    if not 2 <= count <= len(labels):
+        raise DataError(
+            f"{len(labels)} images cannot be cut into {count} folds",
+            fix="ask for 2 folds or more, and no more than there are images",
+        )
+    fold = np.full(len(labels), -1, dtype=np.int64)
+    sizes = np.zeros((count, int(labels.max()) + 1), dtype=np.int64)
+    alone = np.ones(len(labels), dtype=np.bool_) if groups is None else _alone(groups)
+    if groups is not None:
+        members: dict[int, list[int]] = {}
+        for row in np.flatnonzero(~alone).tolist():
+            members.setdefault(int(groups[row]), []).append(row)
+        for together in sorted(members.values(), key=lambda m: (-len(m), int(order[m[0]]))):
+            mine = np.bincount(labels[together], minlength=sizes.shape[1])
+            into = int(np.lexsort((sizes.sum(axis=1), sizes @ mine))[0])
+            fold[together] = into
+            sizes[into] += mine
+    for number in range(sizes.shape[1]):
+        rows = np.flatnonzero((labels == number) & alone)
+        rows = rows[np.argsort(order[rows], kind="stable")]
+        while len(rows):
+            # One to each fold, smallest first; to the ones that groups left behind until all agree.
+            behind = sizes[:, number] == sizes[:, number].min()
+            turn = np.lexsort((np.arange(count), sizes.sum(axis=1)))
+            turn = turn[behind[turn]][: len(rows)]
+            rounds = len(rows) // count if behind.all() else 1
+            block, rows = np.split(rows, [max(rounds, 1) * len(turn)])
+            fold[block] = np.resize(turn, len(block))
+            sizes[:, number] += np.bincount(fold[block], minlength=count)
+    return fold
+
+
+def number_hashes(count: int, salt: int) -> Hashes:
+    """What `hash_texts` is to names, for rows that have only a number."""
+    return mixed(
+        np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15 + 2 * salt)
+    )

@@ -1,0 +1,195 @@
+"""The input side against the bare decoder and against torchvision, on the same files.
+
+    python benchmarks/data.py PHOTOS CIFAR [--repeats N] [--store-px N]
+
+PHOTOS and CIFAR are image folders with a `train` folder (clothing-dataset-small and CIFAR-10 as
+JPEG files in docs/measurements.md). All contenders take turns in one process, use two threads or
+two worker processes, and read from a warm file cache; medians of the ratios. The bars:
+
+    first pass       0.6 of two threads of bare JPEG decoding in memory, 1.6 times ImageFolder
+    later epochs     5 times ImageFolder with a random resized crop to 224 px and a flip
+    CIFAR-10         20 times ImageFolder with pad, crop and flip
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import simplejpeg
+import torch
+
+from vidi import augment, model, probe
+from vidi.augment import ImageRandom, Transform
+from vidi.config import DataConfig
+from vidi.data import Dataset, Loader, PixelStore, open_dataset, open_store
+from vidi.image import PixelContract
+
+THREADS = 2
+
+
+def contract(px: int, store_px: int, resize: Literal["crop", "squash"] = "crop") -> PixelContract:
+    return PixelContract(
+        image_px=px,
+        store_px=store_px,
+        channels=3,
+        resize=resize,
+        interpolation="bilinear",
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    started_at = time.perf_counter()
+    work()
+    return time.perf_counter() - started_at
+
+
+def drain(batches: Iterable[Any]) -> None:
+    for _ in batches:
+        pass
+
+
+def bare_decoding(dataset: Dataset) -> Callable[[], None]:
+    """Every file decoded at full size out of memory; the pixels are thrown away."""
+    files = [dataset.read(index) for index in range(len(dataset))]
+
+    def share(first: int) -> None:
+        for number in range(first, len(files), THREADS):
+            simplejpeg.decode_jpeg(files[number], "RGB")
+
+    def work() -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            drain(pool.map(share, range(THREADS)))
+
+    return work
+
+
+def first_pass(dataset: Dataset, pixels: PixelContract) -> Callable[[], None]:
+    def work() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            open_store(dataset, pixels, cache_dir=Path(folder), threads=THREADS)
+
+    return work
+
+
+def image_folder(root: Path, transform: Any, batch_size: int) -> Callable[[], None]:
+    """torchvision's, over the training folder, by two worker processes."""
+    from torchvision.datasets import ImageFolder  # noqa: PLC0415 (after the missing operators)
+
+    folder = ImageFolder(str(root), transform)
+    loader = torch.utils.data.DataLoader(
+        folder, batch_size, shuffle=True, num_workers=THREADS, persistent_workers=True
+    )
+    # The workers start here, not in the measurement.
+    next(iter(loader))
+    return lambda: drain(loader)
+
+
+def epoch(
+    dataset: Dataset, store: PixelStore, transform: Transform, batch_size: int
+) -> Callable[[], None]:
+    loader = Loader(
+        store,
+        dataset.labels,
+        dataset.indices("train"),
+        batch_size=batch_size,
+        shuffle=True,
+    )
+
+    def work() -> None:
+        for batch in loader.batches(0):
+            transform(batch, ImageRandom(0, 0, batch.ids), 0.5)
+
+    return work
+
+
+def compare(
+    name: str, contenders: dict[str, Callable[[], None]], count: dict[str, int], n: int
+) -> None:
+    """Rates of all, and vidi's against each of the others, taking turns."""
+    times: dict[str, list[float]] = {who: [] for who in contenders}
+    for turn in range(n + 1):
+        for who, work in contenders.items():
+            elapsed_s = seconds(work)
+            if turn or n == 1:
+                times[who].append(elapsed_s)
+    print(f"\n{name}")
+    for who in contenders:
+        rate = count[who] / statistics.median(times[who])
+        ratios = [
+            (count["vidi"] / a) / (count[who] / b)
+            for a, b in zip(times["vidi"], times[who], strict=True)
+        ]
+        print(f"  {who:<24}{rate:>10,.0f} images/s    vidi: {statistics.median(ratios):.2f} times")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("cifar", type=Path)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--store-px", type=int, nargs="+", default=[160, 256])
+    asked = parser.parse_args()
+    probe.keep_memory()
+    torch.set_num_threads(THREADS)
+    model.declare_missing_operators()
+    from torchvision.transforms import v2  # noqa: PLC0415 (after the missing operators)
+
+    with tempfile.TemporaryDirectory() as cache:
+        config = DataConfig(cache_dir=cache, validation_fraction=0.0)
+        photos = open_dataset(asked.photos, config)
+        trained = len(photos.indices("train"))
+        for store_px in asked.store_px:
+            resized = [v2.Resize(store_px), v2.CenterCrop(store_px), v2.PILToTensor()]
+            compare(
+                f"first pass over {len(photos)} photos to {store_px} px",
+                {
+                    "vidi": first_pass(photos, contract(store_px, store_px)),
+                    "two decoding threads": bare_decoding(photos),
+                    "ImageFolder": image_folder(asked.photos / "train", v2.Compose(resized), 64),
+                },
+                {
+                    "vidi": len(photos),
+                    "two decoding threads": len(photos),
+                    "ImageFolder": trained,
+                },
+                asked.repeats,
+            )
+        crops = augment.compose([augment.random_resized_crop(224), augment.horizontal_flip()])
+        cropped = [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+        store = open_store(photos, contract(224, 256), cache_dir=Path(cache), threads=THREADS)
+        compare(
+            "later epochs: 224 px random resized crops and flips",
+            {
+                "vidi": epoch(photos, store, crops, 64),
+                "ImageFolder": image_folder(asked.photos / "train", v2.Compose(cropped), 64),
+            },
+            {"vidi": trained, "ImageFolder": trained},
+            asked.repeats,
+        )
+        cifar = open_dataset(asked.cifar, config)
+        store = open_store(cifar, contract(32, 32), cache_dir=Path(cache), threads=THREADS)
+        shifts = augment.compose([augment.pad_crop(32, 4), augment.horizontal_flip()])
+        shifted = [v2.RandomCrop(32, 4), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+        small = len(cifar.indices("train"))
+        compare(
+            "later epochs: CIFAR-10, pad, crop and flip",
+            {
+                "vidi": epoch(cifar, store, shifts, 512),
+                "ImageFolder": image_folder(asked.cifar / "train", v2.Compose(shifted), 512),
+            },
+            {"vidi": small, "ImageFolder": small},
+            asked.repeats,
+        )
+
+
+if __name__ == "__main__":
+    main()
