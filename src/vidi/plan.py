@@ -102,6 +102,12 @@ class Plan(Frozen):
         return max(1, self.num_train // self.batch_size)
 
     @property
+    def longest_steps(self) -> int:
+        """Training longer than this brings nothing."""
+        pretrained = self.model.weights != "none"
+        return _longest_epochs(pretrained=pretrained) * self.steps_per_epoch
+
+    @property
     def num_epochs(self) -> float:
         return self.horizon_steps / self.steps_per_epoch
 
@@ -288,15 +294,15 @@ def make(config: Config, facts: Facts) -> Plan:
     )
 
 
-def shortened(plan: Plan, last_step: int) -> Plan:
-    """The same plan with an earlier end, when the time does not suffice.
+def retimed(plan: Plan, last_step: int) -> Plan:
+    """The same plan with another end, when the machine is not as fast as it was measured.
 
-    The learning rate is a function of the share that is done, so the curve is squeezed: it drops at
-    once to where the shorter run would be, and still ends at its end.
+    The learning rate is a function of the share that is done, so the curve is squeezed or
+    stretched: it moves at once to where the other run would be, and still ends at its end.
     """
     reasons = {
         **plan.reasons,
-        "horizon_steps": f"cut from {plan.horizon_steps}: slower than measured",
+        "horizon_steps": f"{plan.horizon_steps} by the first measurement, then by the clock",
     }
     steps = {"horizon_steps": last_step, "last_step": last_step}
     every = min(plan.evaluate_every_steps, last_step)
@@ -551,7 +557,7 @@ def _horizon_rule(
         steps = max(1, round(config.train.epochs * steps_per_epoch))
         return steps, f"asked for {config.train.epochs:g} epochs of {steps_per_epoch} steps"
     # Past this many looks at each image, more training from scratch brings nothing.
-    longest = 20 if pretrained else 200
+    longest = _longest_epochs(pretrained=pretrained)
     if config.train.minutes is not None and facts.measured is not None:
         epochs, why = _affordable_epochs(config.train.minutes * 60, facts)
         epochs = min(epochs, longest)
@@ -559,6 +565,10 @@ def _horizon_rule(
     # About 1,500 updates for a small data set, 15 looks at each image for a large one.
     epochs = 5 if pretrained else min(60, max(15, math.ceil(1_500 / steps_per_epoch)))
     return epochs * steps_per_epoch, f"{epochs} epochs: neither epochs nor minutes were asked for"
+
+
+def _longest_epochs(*, pretrained: bool) -> int:
+    return 20 if pretrained else 200
 
 
 # Share of a time budget that is planned; the rest is for a machine that turns out slower than its

@@ -1,4 +1,4 @@
-"""Keeping `train.minutes`: a machine may turn out slower than it was when it was measured."""
+"""Keeping `train.minutes`: a machine may turn out not to be as fast as it was when measured."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from vidi.config import Config
 from vidi.facts import Facts
 from vidi.train.loop import Progress
 
-# Looked at no sooner than after so many steps, and every so many.
+# Looked at every so many steps, and every so large a share of the run.
 LOOK_EVERY_STEPS = 20
-# Nothing is changed for less than this share of what is left.
-TOLERANCE = 0.03
+LOOK_EVERY_SHARE = 0.04
+# Nothing is changed for less than this share of what is left: of time that is missing, and of time
+# to spare.
+MISSING_TOLERANCE = 0.03
+SPARE_TOLERANCE = 0.08
+# The learning rate does not rise any more in the last part of a run.
+LAST_STRETCH = 0.7
 # Writing a report and whatever else has no measurement.
 OVERHEAD_S = 2.0
 
@@ -38,12 +43,16 @@ class Deadline:
         return cls(started_at + config.train.minutes * 60 - reserve_s)
 
     def steps_left(self, progress: Progress) -> int | None:
-        """How many more steps the time allows, when that is fewer than planned; else None."""
-        if progress.step < self.looked_at_step + LOOK_EVERY_STEPS:
+        """How many more steps the time allows, when that is not what is planned; else None."""
+        every = max(LOOK_EVERY_STEPS, int(LOOK_EVERY_SHARE * progress.last_step))
+        if progress.step < self.looked_at_step + every or progress.remaining_s <= 0:
             return None
         self.looked_at_step = progress.step
         left_s = self.training_ends_at - time.monotonic()
-        if progress.remaining_s <= left_s * (1 + TOLERANCE):
+        missing = progress.remaining_s > left_s * (1 + MISSING_TOLERANCE)
+        early = progress.step < LAST_STRETCH * progress.last_step
+        to_spare = early and progress.remaining_s < left_s * (1 - SPARE_TOLERANCE)
+        if not missing and not to_spare:
             return None
         steps = progress.last_step - progress.step
         return max(1, int(steps * max(0.0, left_s) / progress.remaining_s))

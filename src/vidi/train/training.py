@@ -22,7 +22,7 @@ from vidi.config import Config, load
 from vidi.errors import Interrupted, StorageError, VidiError
 from vidi.facts import Facts
 from vidi.model import name_of
-from vidi.plan import Plan, shortened
+from vidi.plan import Plan, retimed
 from vidi.report import write
 from vidi.restore import load_best
 from vidi.run import Run, default_run_path
@@ -162,19 +162,19 @@ def _drive(
 ) -> Plan:
     """Run the loop to its end, to a signal, or until validation stops getting better.
 
-    Returns the plan that the run ended with: a shorter one, where the machine turned out slower
-    than it was measured and the time would not have sufficed.
+    Returns the plan that the run ended with: one with another end, where the machine turned out
+    slower or faster than it was measured and there is a time to keep.
     """
     try:
         while not _is_patience_over(plan, state):
             with watched() as stop, contextlib.closing(loop(plan, job, state, run)) as steps:
-                shorter = _watch(plan, state, steps, stop, tell, deadline)
+                other = _watch(plan, state, steps, stop, tell, deadline)
             if stop:
                 save(state, run)
                 raise _interrupted(run, plan, state, stop)
-            if shorter is None:
+            if other is None:
                 break
-            plan = shorter
+            plan = other
             run.write_text("plan", plan.model_dump_json(indent=1))
         if _is_patience_over(plan, state):
             save(state, run)
@@ -196,7 +196,7 @@ def _watch(
     tell: Show,
     deadline: Deadline | None,
 ) -> Plan | None:
-    """Follow the loop until something has to be done; a shorter plan, if that is what it is."""
+    """Follow the loop until something has to be done; a plan with another end, if that is it."""
     for progress in steps:
         tell(progress)
         if stop:
@@ -210,12 +210,13 @@ def _watch(
         if deadline is not None and progress.phase == "train":
             steps_left = deadline.steps_left(progress)
             if steps_left is not None:
-                shorter = shortened(plan, state.step + steps_left)
-                state.notes.append(
-                    f"slower than measured: the run ends at step {shorter.last_step} instead of "
-                    f"{plan.last_step}, to keep its time"
-                )
-                return shorter
+                other = retimed(plan, min(state.step + steps_left, plan.longest_steps))
+                if other.last_step != plan.last_step:
+                    state.notes.append(
+                        f"not as fast as measured: the run ends at step {other.last_step} instead "
+                        f"of {plan.last_step}, to keep its time"
+                    )
+                    return other
     return None
 
 
