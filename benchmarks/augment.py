@@ -2,10 +2,11 @@
 
     python benchmarks/augment.py [--rounds 5] [--json out.json]
 
-Both sides start from the same uint8 images in memory, in shuffled order, and end with a uint8 batch,
-so that nothing is compared but the changing of images. They take turns; each round gives one ratio,
-and the median over the rounds is shown: on a machine that others use too, ratios hold still and
-rates do not.
+Both sides start from the same uint8 images in memory and end with a uint8 batch, so that little is
+compared but the changing of images. What gathering a shuffled batch costs is in benchmarks/data.py.
+They take turns; each round gives one ratio, and the median over the rounds is shown: on a machine
+that others use too, ratios hold still and rates do not. Processor time (of all threads and
+processes) is shown too: what augmentation takes from training where both share the cores.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -32,8 +34,8 @@ from vidi.batch import Batch
 
 WORKERS = 2
 
-# The number of an epoch -> images a second.
-Epoch: TypeAlias = Callable[[int], float]
+# Goes through the epoch of that number and returns how many images it saw.
+Epoch: TypeAlias = Callable[[int], int]
 Change: TypeAlias = Callable[[Tensor], Tensor]
 
 
@@ -46,6 +48,10 @@ class Result:
     torchvision: float
     ratio: float
     ratios: tuple[float, ...]
+    # Processor time of one image, in us, and how many times more torchvision takes.
+    ours_cpu_us: float
+    torchvision_cpu_us: float
+    cpu_ratio: float
     wanted: float
 
 
@@ -72,18 +78,14 @@ def photographs(count: int, px: int) -> Tensor:
 
 def ours(images: Tensor, settings: AugmentSettings, batch_size: int) -> Epoch:
     transform = from_settings(settings)
-    rows = images.permute(0, 2, 3, 1).flatten(1)
-    px = images.shape[-1]
 
-    def epoch(number: int) -> float:
+    def epoch(number: int) -> int:
         count = 0
-        started_at = time.perf_counter()
-        for ids in torch.split(torch.randperm(len(images)), batch_size):
-            # Gathering a shuffled batch is part of the work, as it is in a DataLoader.
-            gathered = rows.index_select(0, ids).view(-1, px, px, 3).permute(0, 3, 1, 2)
-            batch = Batch(gathered, torch.zeros_like(ids), ids)
+        for ids in torch.split(torch.arange(len(images)), batch_size):
+            first = int(ids[0])
+            batch = Batch(images[first : first + len(ids)], torch.zeros_like(ids), ids)
             count += len(transform(batch, ImageRandom(0, number, ids), 0.5))
-        return count / (time.perf_counter() - started_at)
+        return count
 
     return epoch
 
@@ -97,27 +99,43 @@ def theirs(images: Tensor, change: Change, batch_size: int) -> Epoch:
         persistent_workers=True,
     )
 
-    def epoch(number: int) -> float:
+    def epoch(number: int) -> int:
         del number
-        started_at = time.perf_counter()
-        count = sum(len(changed) for changed, _ in loader)
-        return count / (time.perf_counter() - started_at)
+        return sum(len(changed) for changed, _ in loader)
 
     return epoch
+
+
+def measured(epoch: Epoch, number: int) -> tuple[float, float]:
+    """Images a second, and processor time of one image in us."""
+    cpu_started_s, started_at = cpu_s(), time.perf_counter()
+    count = epoch(number)
+    elapsed_s = time.perf_counter() - started_at
+    return count / elapsed_s, (cpu_s() - cpu_started_s) / count * 1e6
+
+
+def cpu_s() -> float:
+    """Processor time so far, of this process and of those that it started."""
+    here = psutil.Process()
+    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
+    return sum(spent.user + spent.system for spent in times)
 
 
 def compare(name: str, mine: Epoch, other: Epoch, rounds: int, wanted: float) -> Result:
     # The first epoch starts workers and threads.
     mine(0)
     other(0)
-    pairs = [(mine(number), other(number)) for number in range(1, rounds + 1)]
-    ratios = tuple(rate / peer for rate, peer in pairs)
+    pairs = [(measured(mine, number), measured(other, number)) for number in range(1, rounds + 1)]
+    ratios = tuple(ours[0] / theirs[0] for ours, theirs in pairs)
     return Result(
         name=name,
-        ours=statistics.median(rate for rate, _ in pairs),
-        torchvision=statistics.median(peer for _, peer in pairs),
+        ours=statistics.median(ours[0] for ours, _ in pairs),
+        torchvision=statistics.median(theirs[0] for _, theirs in pairs),
         ratio=statistics.median(ratios),
         ratios=ratios,
+        ours_cpu_us=statistics.median(ours[1] for ours, _ in pairs),
+        torchvision_cpu_us=statistics.median(theirs[1] for _, theirs in pairs),
+        cpu_ratio=statistics.median(theirs[1] / ours[1] for ours, theirs in pairs),
         wanted=wanted,
     )
 
@@ -135,9 +153,7 @@ def run(rounds: int, threads: int) -> list[Result]:
             "224 px: resized crop, flip",
             big,
             64,
-            AugmentSettings(
-                image_px=224, num_classes=10, crop="resized", horizontal_flip="random"
-            ),
+            AugmentSettings(image_px=224, num_classes=10, crop="resized", horizontal_flip="random"),
             v2.Compose([v2.RandomResizedCrop(224, antialias=True), flip]),
             5,
         ),
@@ -208,8 +224,10 @@ def run(rounds: int, threads: int) -> list[Result]:
         )
         spread = f"{min(result.ratios):.1f} .. {max(result.ratios):.1f}"
         print(
-            f"{name:42s} {result.ours:9,.0f}/s  torchvision {result.torchvision:7,.0f}/s  "
-            f"ratio {result.ratio:5.1f} ({spread}), wanted {wanted:g}",
+            f"{name:40s} {result.ours:8,.0f}/s  torchvision {result.torchvision:6,.0f}/s  "
+            f"ratio {result.ratio:5.1f} ({spread}), wanted {wanted:g}\n"
+            f"{'':40s} {result.ours_cpu_us:8,.1f} us of processor time, torchvision "
+            f"{result.torchvision_cpu_us:,.1f}: ratio {result.cpu_ratio:.1f}",
             flush=True,
         )
         results.append(result)

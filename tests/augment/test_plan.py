@@ -36,6 +36,14 @@ def results(batch: Batch, *transforms: Transform, done: float = 1.0) -> list[Bat
             {"crop": "resized", "crop_scale": (0.5, 0.9), "crop_ratio": (1.0, 2.0)},
             [augment.random_resized_crop(24, (0.5, 0.9), (1.0, 2.0))],
         ),
+        (
+            {"crop": "resized", "horizontal_flip": "random"},
+            [augment.random_resized_crop(24), augment.horizontal_flip()],
+        ),
+        (
+            {"crop": "resized", "horizontal_flip": "alternating"},
+            [augment.random_resized_crop(24), augment.alternating_flip()],
+        ),
         ({"horizontal_flip": "random"}, [augment.centre_crop(24), augment.horizontal_flip()]),
         (
             {"horizontal_flip": "alternating"},

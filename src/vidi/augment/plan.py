@@ -29,18 +29,24 @@ def from_settings(settings: AugmentSettings) -> Transform:
             steps.append(pad_crop(settings.image_px, settings.crop_padding_px))
         case "resized":
             steps.append(
-                random_resized_crop(settings.image_px, settings.crop_scale, settings.crop_ratio)
+                random_resized_crop(
+                    settings.image_px,
+                    settings.crop_scale,
+                    settings.crop_ratio,
+                    horizontal_flip=settings.horizontal_flip,
+                )
             )
     # A centre crop to the size that the images have already hands them on as they are; after the
     # others the images are ours to write on.
     ours = settings.crop != "none"
-    match settings.horizontal_flip:
-        case "none":
-            pass
-        case "random":
-            steps.append(horizontal_flip(in_place=ours))
-        case "alternating":
-            steps.append(alternating_flip(in_place=ours))
+    if settings.crop != "resized":
+        match settings.horizontal_flip:
+            case "none":
+                pass
+            case "random":
+                steps.append(horizontal_flip(in_place=ours))
+            case "alternating":
+                steps.append(alternating_flip(in_place=ours))
     if settings.vertical_flip:
         steps.append(vertical_flip(in_place=ours))
     if settings.policy != "none":
