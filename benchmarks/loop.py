@@ -37,12 +37,14 @@ from vidi.train import (
 
 
 def bare_rate(plan: Plan, batch: Batch, steps: int) -> float:
-    """Images per second of the plain training step, the median of its steps."""
+    """Images per second of the plain training step."""
     state = build_state(plan, build_model(plan))
     model, optimizer = state.model.train(), state.optimizer
-    times = []
-    for _ in range(steps):
-        started_at = time.perf_counter()
+    warm_up = 5
+    started_at = 0.0
+    for step in range(steps + warm_up):
+        if step == warm_up:
+            started_at = time.perf_counter()
         with autocast(batch.images.device, plan.execution.precision):
             logits = model(batch.images)
         loss = functional.cross_entropy(
@@ -51,8 +53,7 @@ def bare_rate(plan: Plan, batch: Batch, steps: int) -> float:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        times.append(time.perf_counter() - started_at)
-    return len(batch) / statistics.median(times[3:])
+    return steps * len(batch) / (time.perf_counter() - started_at)
 
 
 def loop_rate(plan: Plan, job: Job, run: Run, steps: int) -> tuple[float, float]:
