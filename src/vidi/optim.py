@@ -492,6 +492,10 @@ class Average:
         self.decay = decay
         self.num_updates = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        # The model averaged last and its tensors beside ours; looking them up takes longer than
+        # averaging those of a small model.
+        self._of: nn.Module | None = None
+        self._known: tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]] = ([], [], [])
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> bool:
@@ -520,7 +524,12 @@ class Average:
     def _pairs(
         self, model: nn.Module
     ) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
-        """Floating tensors to average, and (average, value) of those that are copied: counters."""
+        """Floating tensors to average, and (average, value) of those that are copied: counters.
+
+        A model's tensors stay the same objects while it trains: they are changed in place.
+        """
+        if self._of is model:
+            return self._known
         averages, values, copies = [], [], []
         ours = self.model.state_dict(keep_vars=True)
         theirs = model.state_dict(keep_vars=True)
@@ -531,7 +540,8 @@ class Average:
                 values.append(value.detach())
             else:
                 copies.append((average, value))
-        return averages, values, copies
+        self._of, self._known = model, (averages, values, copies)
+        return self._known
 
     @torch.no_grad()
     def reset(self, model: nn.Module) -> None:

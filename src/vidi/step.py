@@ -51,9 +51,14 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     )
 
 
-def seed_step(seed: int, step: int) -> None:
+def seed_step(seed: int, step: int, device: torch.device) -> None:
     """Give torch's generators the numbers of this step: a pure function of (seed, step)."""
-    torch.manual_seed((seed * 1_000_003 + step) & 0x7FFF_FFFF_FFFF_FFFF)
+    number = (seed * 1_000_003 + step) & 0x7FFF_FFFF_FFFF_FFFF
+    if device.type == "cpu":
+        # torch.manual_seed looks at every kind of device, which takes 0.2 ms.
+        torch.default_generator.manual_seed(number)
+    else:
+        torch.manual_seed(number)
 
 
 def train_step(
@@ -68,7 +73,7 @@ def train_step(
     The learning rate is the one that the optimizer's groups hold. A loss or gradient that is not
     finite leaves weights and optimizer untouched.
     """
-    seed_step(settings.seed, step)
+    seed_step(settings.seed, step, batch.images.device)
     loss_sum = torch.zeros((), device=batch.images.device)
     correct = torch.zeros((), device=batch.images.device)
     num_images = len(batch)

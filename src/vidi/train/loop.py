@@ -107,7 +107,8 @@ def loop(plan: Plan, job: Job, state: State, run: Run) -> Generator[Progress]:
                 rng = ImageRandom(plan.seed, epoch, batch.ids.to(job.device))
                 varied = job.augment(_to_device(batch, job.device), rng, done)
                 optim.set_learning_rate(state.optimizer, job.schedule(done))
-                state.model.train()
+                if not state.model.training:
+                    state.model.train()
                 result = train_step(state.model, state.optimizer, varied, settings, state.step)
                 state.step += 1
                 watch.at(state.step)
