@@ -556,7 +556,8 @@ def facts(classifier: Classifier) -> ModelFacts:
     was_training = classifier.training
     classifier.eval()
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    # With gradients: without, a network may compute the same in another way (Lite's padding does).
+    with torch.enable_grad(), counter:
         classifier(image)
     classifier.train(was_training)
     try:

@@ -232,10 +232,11 @@ def test_an_interrupt_ends_the_build_at_once(root: Path, cache: Path) -> None:
     def interrupt(_done: int, _of: int) -> None:
         raise KeyboardInterrupt
 
+    before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         open_store(open_dataset(root), CONTRACT, progress=interrupt)
     assert list((cache / "stores").iterdir()) == []
-    assert threading.active_count() < 4
+    assert threading.active_count() <= before
 
 
 def test_two_processes_may_build_the_same_store(root: Path, cache: Path) -> None:

@@ -20,6 +20,7 @@ GOLDEN = Path(__file__).parent.parent / "assets" / "golden_digits.json"
 SETTINGS: dict[str, object] = {
     "model.name": "small_resnet",
     "train.epochs": 2,
+    "train.batch_size": 64,
     "train.ema_decay": 0.9,
     "machine.threads": 1,
     "machine.precision": "float32",

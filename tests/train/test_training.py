@@ -29,12 +29,13 @@ from vidi.train import Progress
 SETTINGS: dict[str, object] = {
     "train.epochs": 3,
     "model.name": "mlp",
+    "train.batch_size": 64,
     "machine.threads": 1,
     "machine.channels_last": True,
 }
 
 
-def train(out: Path, *, show: Any = None, data: str | Path = "digits", **changes: object) -> Run:
+def train(out: Path, *, show: Any = None, data: Any = "digits", **changes: object) -> Run:
     settings = {**SETTINGS, **{key.replace("__", "."): value for key, value in changes.items()}}
     return vidi.train(data, settings=settings, out=out, show=show)
 
