@@ -16,11 +16,11 @@ demo: $(VENV)/core
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
 
-## test-slow: the tests that take longer
+## test-slow: kills at random moments, and the report in a real browser
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu" tests/faults tests/report tests/train
 
-## test-all: both, in one run
+## test-all: everything, the largest networks of the zoo too
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -m "not gpu"
 
