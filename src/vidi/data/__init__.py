@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vidi.data.audit import Audit, Finding, audit, audit_store, near_duplicate_groups
 from vidi.data.cache import cache_folder
 from vidi.data.dataset import Dataset, Skipped
 from vidi.data.loader import Loader, order_of
@@ -11,13 +12,18 @@ from vidi.data.symmetry import measure_symmetry
 
 __all__ = [
     "BUILT_IN",
+    "Audit",
     "Dataset",
+    "Finding",
     "Loader",
     "PixelStore",
     "Skipped",
     "UnreadableRow",
+    "audit",
+    "audit_store",
     "cache_folder",
     "measure_symmetry",
+    "near_duplicate_groups",
     "open_dataset",
     "open_store",
     "order_of",

@@ -74,13 +74,24 @@ def _read_once(path: bytes) -> bytes:
 
 @final
 class Names:
-    """Many byte strings in two arrays: 33 bytes less a path than a list of them."""
+    """Many byte strings in two arrays: 33 bytes less a path than a list of them.
 
-    def __init__(self, names: Iterable[bytes]) -> None:
+    text: all of them, one after the other. ends: (N,) int64, where each of them ends.
+    """
+
+    def __init__(self, text: bytes, ends: NDArray[np.int64]) -> None:
+        self._text = text
+        self._ends = ends
+
+    @classmethod
+    def of(cls, names: Iterable[bytes]) -> Names:
         parts = list(names)
         lengths = np.fromiter((len(part) for part in parts), dtype=np.int64, count=len(parts))
-        self._ends = np.cumsum(lengths)
-        self._text = b"".join(parts)
+        return cls(b"".join(parts), np.cumsum(lengths))
+
+    def take(self, rows: NDArray[np.int64]) -> Names:
+        """Some of them, in the order of `rows`."""
+        return Names.of(self[row] for row in rows.tolist())
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -106,10 +117,14 @@ class Names:
 
 @final
 class Files:
-    """The rows of an image folder or table. `stamps` (N, 3) int64: size, mtime_ns, ctime_ns."""
+    """The rows of an image folder or table.
+
+    stamps: (N, 3) int64: size, mtime_ns and ctime_ns of each file when it was listed; None where
+    they were not looked at, and are when they are first needed.
+    """
 
     def __init__(
-        self, root: bytes, names: Names, stamps: NDArray[np.int64], cache_dir: Path
+        self, root: bytes, names: Names, stamps: NDArray[np.int64] | None, cache_dir: Path
     ) -> None:
         self._root = root
         self._names = names
@@ -162,8 +177,17 @@ class Files:
         self._digests = digests
         self._remembered.keep(self._keys(), digests)
 
+    def _stamp(self, index: int) -> tuple[int, int, int]:
+        try:
+            status = os.stat(self.path_of(index))  # noqa: PTH116 (bytes)
+        except OSError:
+            return 0, 0, 0
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
     def _keys(self) -> NDArray[np.uint8]:
         """(N, 16): name, size and times of each file as it was listed."""
+        if self._stamps is None:
+            self._stamps = np.array(each(self._stamp, np.arange(len(self)))).reshape(-1, 3)
         stamps = self._stamps.astype("<i8").tobytes()
         keys = b"".join(
             content_digest(stamps[24 * index : 24 * index + 24] + name)

@@ -73,7 +73,7 @@ def open_folder(root: Path, asked: DataConfig) -> Dataset:
     labels = np.array([label_of[places[row].klass] for row in rows], dtype=np.int64)
     source = Files(
         found.root,
-        Names(found.files[row] for row in rows),
+        Names.of(found.files[row] for row in rows),
         np.frombuffer(found.stamps, dtype=np.int64).reshape(-1, 3)[rows],
         cache_dir,
     )

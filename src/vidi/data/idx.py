@@ -16,7 +16,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
 from vidi.config import DataConfig
 from vidi.data import split as splits
@@ -146,6 +145,9 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 def open_digits(asked: DataConfig) -> Dataset:
     """1,797 handwritten digits of 8 x 8 px from scikit-learn; its 17 grey levels become 0..255."""
+    # Half a second or more, which nobody else should wait for.
+    from sklearn.datasets import load_digits  # noqa: PLC0415 (lazy)
+
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, :, :, None]
     parts = {splits.TRAIN: (images, digits.target.astype(np.int64))}

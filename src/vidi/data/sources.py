@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from vidi.config import DataConfig
+from vidi.data.cifar import looks_like_cifar, open_cifar
 from vidi.data.dataset import Dataset
 from vidi.data.folder import open_folder
 from vidi.data.idx import image_files, open_digits, open_idx
+from vidi.data.table import is_table, open_table, tables_of
 from vidi.errors import UsageError
 
 # Names that stand for data without being a path.
@@ -18,13 +20,16 @@ BUILT_IN: Final[dict[str, Callable[[DataConfig], Dataset]]] = {"digits": open_di
 FORMATS: Final[dict[str, Callable[[Path, DataConfig], Dataset]]] = {
     "folder": open_folder,
     "idx": open_idx,
+    "cifar": open_cifar,
+    "table": open_table,
 }
 
 
 def open_dataset(source: str | Path, asked: DataConfig | None = None) -> Dataset:
     """List the images of `source`, give each a class and a split, and read none of them.
 
-    source: an image folder, a folder of IDX files (or one of them), or a built-in name.
+    source: an image folder, a table of paths and labels, a folder of IDX or CIFAR files, or a
+        built-in name.
 
     Raises:
         UsageError: there is nothing at that path, or a name that does not exist.
@@ -53,13 +58,20 @@ def _format_of(path: Path, asked: str | None) -> str:
             )
         return asked
     if path.is_file():
+        if is_table(path):
+            return "table"
         if "idx" in path.name:
             return "idx"
         raise UsageError(
             f"{path} is a file of a kind that is not recognised",
-            fix="give a folder with one sub-folder of images for each class",
+            fix="give a folder with one sub-folder of images for each class, or a table of paths "
+            "and labels (.csv, .tsv, .jsonl)",
         )
-    return "idx" if image_files(path) else "folder"
+    if image_files(path):
+        return "idx"
+    if looks_like_cifar(path):
+        return "cifar"
+    return "table" if tables_of(path) else "folder"
 
 
 def _nearest(path: Path) -> str:

@@ -159,14 +159,22 @@ def center_crop(pixels: Pixels, size_px: int) -> Pixels:
 def inspect(data: bytes) -> Inspection:
     """Format, upright size and colour of one image file; decodes it small where that is possible.
 
-    Raises UnreadableImage, but notices damage only in what it had to decode.
+    Raises UnreadableImage, for JPEG also where only the rest of the file is damaged.
     """
-    picture = _open(data, _INSPECTION)
+    return examine(data, _INSPECTION)[0]
+
+
+def examine(
+    data: bytes, contract: PixelContract, *, resize: Resize = resize
+) -> tuple[Inspection, Pixels]:
+    """`inspect` and `prepare` by decoding once. Raises UnreadableImage."""
+    picture = _open(data, contract)
     height, width = picture.height_px, picture.width_px
     if picture.orientation >= 5:
         height, width = width, height
     grey = picture.pixels.shape[2] == 1 or bool((picture.pixels == picture.pixels[:, :, :1]).all())
-    return Inspection(picture.format, height, width, grey, picture.notes)
+    pixels = _upright(_to_square(picture.pixels, contract, resize), picture.orientation)
+    return Inspection(picture.format, height, width, grey, picture.notes), pixels
 
 
 _INSPECTION: Final = PixelContract(
