@@ -1,0 +1,33 @@
+"""decided: every number of a run, nothing left open, each with its reason.
+
+`make(config, facts)` is pure: no torch, no files, no clock. Every rule of thumb of vidi stands in
+this package, one file for each kind of decision, with its source or with the measurement in
+docs/measurements.md that chose it.
+
+It is called more than once while a run is prepared, each time with more facts (what the decoded
+pixels say, what the probe measured). What an earlier call decided for the pixels stays, because
+those rules read only the facts that were there from the start.
+"""
+
+from vidi.plan.making import make, retimed
+from vidi.plan.network import SMALL_IMAGE_PX, Choice, choose_model
+from vidi.plan.values import (
+    ExecutionPlan,
+    ModelPlan,
+    OptimizerPlan,
+    Plan,
+    SchedulePlan,
+)
+
+__all__ = [
+    "SMALL_IMAGE_PX",
+    "Choice",
+    "ExecutionPlan",
+    "ModelPlan",
+    "OptimizerPlan",
+    "Plan",
+    "SchedulePlan",
+    "choose_model",
+    "make",
+    "retimed",
+]

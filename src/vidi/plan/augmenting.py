@@ -1,0 +1,72 @@
+"""How training images are varied."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vidi.augment_settings import AugmentSettings
+from vidi.config import Config
+from vidi.facts import DatasetFacts
+from vidi.image import PixelContract
+from vidi.plan.decisions import Decisions
+
+
+def decide_augmentation(
+    config: Config,
+    dataset: DatasetFacts,
+    pixels: PixelContract,
+    decided: Decisions,
+    *,
+    pretrained: bool,
+) -> AugmentSettings:
+    asked = config.augment
+    margin = pixels.store_px > pixels.image_px
+    crop_rule: tuple[Literal["none", "pad", "resized"], str] = ("pad", "small images are shifted")
+    if margin:
+        crop_rule = ("resized", "photos are cropped and scaled; Szegedy et al. 2015")
+    crop = decided.take("augment.crop", asked.crop, crop_rule)
+    padding = decided.take(
+        "augment.crop_padding_px",
+        asked.crop_padding_px,
+        (max(1, round(pixels.image_px / 14)), "a fourteenth of the side: 2 of 28, 1 of 8"),
+    )
+    scale_min = decided.take(
+        "augment.crop_scale",
+        asked.crop_scale_min,
+        (0.5, "milder than ImageNet's 0.08, for shorter runs")
+        if pretrained
+        else (0.35, "milder than ImageNet's 0.08"),
+    )
+    return AugmentSettings(
+        image_px=pixels.image_px,
+        crop=crop,
+        crop_padding_px=padding if crop == "pad" else 0,
+        crop_scale=(scale_min, 1.0),
+        horizontal_flip=decided.take(
+            "augment.horizontal_flip", asked.horizontal_flip, _flip_rule(dataset)
+        ),
+        vertical_flip=decided.take(
+            "augment.vertical_flip", asked.vertical_flip, (False, "up is up in most pictures")
+        ),
+        policy=asked.policy or "none",
+        grey=dataset.grey,
+        mixup_alpha=asked.mixup_alpha or 0.0,
+        cutmix_alpha=asked.cutmix_alpha or 0.0,
+        erase_probability=asked.erase_probability or 0.0,
+        num_classes=dataset.num_classes,
+    )
+
+
+def _flip_rule(dataset: DatasetFacts) -> tuple[Literal["none", "random", "alternating"], str]:
+    """Mirror images are safe where a mirrored query still finds neighbours of its own class."""
+    plain, flipped = dataset.neighbour_agreement, dataset.neighbour_agreement_flipped
+    if plain is None or flipped is None:
+        return "random", "not measured; a mirror image of most things shows the same thing"
+    chance = 1 / dataset.num_classes
+    kept = (flipped - chance) / max(plain - chance, 1e-9)
+    numbers = f"nearest neighbours agree for {plain:.0%} of the images, {flipped:.0%} when mirrored"
+    if plain - chance < 0.1:
+        return "random", f"{numbers}: too few to tell, and mirror images of most things are fine"
+    if kept < 0.85:
+        return "none", f"{numbers}: mirroring changes what they show"
+    return "random", f"{numbers}: mirroring changes little"

@@ -1,0 +1,85 @@
+"""How the weights are updated: batch, optimizer, learning rate, average."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from vidi.config import Config
+from vidi.plan.decisions import Decisions
+from vidi.plan.values import OptimizerPlan
+
+
+def batch_size_rule(num_train: int, device: str, *, pretrained: bool) -> tuple[int, str]:
+    if pretrained:
+        if device == "cpu":
+            return 16, "on a processor, larger batches fall out of its caches"
+        return 64, "enough for an accelerator, small enough for many updates"
+    if num_train < 4_000:
+        return 64, f"{num_train:,} images: many updates matter more than speed"
+    if num_train < 20_000:
+        return 128, "a good trade between updates and speed for small images"
+    return 256, f"{num_train:,} images: updates enough, so the faster step wins"
+
+
+# Peak learning rate for 256 images, and how it follows the batch size: linearly for SGD (Goyal et
+# al. 2017), with the square root for adaptive methods (Malladi et al. 2022). The fine-tuning rate
+# is 1.5e-4 at 16 images; see docs/measurements.md.
+_LEARNING_RATES: dict[str, tuple[float, Literal["linear", "sqrt", "none"]]] = {
+    "sgd": (0.2, "linear"),
+    "adamw": (1e-3, "sqrt"),
+    "adam": (1e-3, "sqrt"),
+    "nadam": (1e-3, "sqrt"),
+    "rmsprop": (1e-3, "sqrt"),
+    "adagrad": (1e-2, "sqrt"),
+    "adadelta": (1.0, "none"),
+    "muon": (0.02, "sqrt"),
+}
+_FINE_TUNING_RATE = 6e-4
+
+
+def decide_optimizer(
+    config: Config, decided: Decisions, batch_size: int, *, pretrained: bool
+) -> OptimizerPlan:
+    asked = config.train
+    name = decided.take(
+        "optimizer.name",
+        asked.optimizer,
+        ("adamw", "steady while fine-tuning; Loshchilov and Hutter 2019")
+        if pretrained
+        else ("sgd", "with Nesterov momentum: the best known for convolutions from scratch"),
+    )
+    if pretrained and name == "adamw":
+        base, scaling = _FINE_TUNING_RATE, "sqrt"
+    else:
+        base, scaling = _LEARNING_RATES.get(name, (1e-3, "none"))
+    scaling = asked.learning_rate_scaling or scaling
+    base = asked.learning_rate or base
+    factor = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size / 256), "none": 1.0}[scaling]
+    why = "asked for" if asked.learning_rate is not None else "the table of vidi.plan"
+    decided.reasons["optimizer.learning_rate"] = (
+        f"{base:g} for 256 images ({why}), scaled to {batch_size} by rule '{scaling}'"
+    )
+    return OptimizerPlan(
+        name=name,
+        learning_rate=base * factor,
+        momentum=decided.take("optimizer.momentum", asked.momentum, (0.9, "Sutskever et al. 2013")),
+        weight_decay=decided.take(
+            "optimizer.weight_decay",
+            asked.weight_decay,
+            (0.05, "as DeiT and ConvNeXt fine-tune") if pretrained else (5e-4, "as ResNets train"),
+        ),
+    )
+
+
+def warmup_rule(pretrained: bool) -> tuple[float, str]:
+    if pretrained:
+        return 0.1, "a new head sends large gradients at first"
+    return 0.15, "large learning rates need a start"
+
+
+def ema_rule(horizon: int) -> tuple[float, str]:
+    if horizon < 400:
+        return 0.0, "too short a run for an average"
+    decay = 1 - 1 / max(50.0, min(1000.0, horizon / 20))
+    return decay, "an average over the last twentieth of the run"

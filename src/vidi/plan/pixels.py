@@ -1,0 +1,82 @@
+"""How an image becomes what the model sees."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vidi.config import Config
+from vidi.facts import Facts
+from vidi.image import PixelContract
+from vidi.plan.decisions import Decisions
+from vidi.plan.network import SMALL_IMAGE_PX
+
+
+def decide_pixels(
+    config: Config, facts: Facts, decided: Decisions, *, pretrained: bool
+) -> PixelContract:
+    asked, dataset, weights = config.data, facts.dataset, facts.weights
+    median_h, median_w = dataset.height_px[1], dataset.width_px[1]
+    if pretrained and weights is not None:
+        size_rule = (weights.image_px, "the size that the weights were trained at")
+    elif max(median_h, median_w) <= SMALL_IMAGE_PX:
+        size_rule = (max(median_h, median_w), "the size of the images")
+    else:
+        size_rule = (SMALL_IMAGE_PX, "from scratch, larger images cost more than they bring")
+    image_px = decided.take("pixels.image_px", asked.image_px, size_rule)
+
+    same_size = (
+        dataset.height_px[0] == dataset.height_px[2] and dataset.width_px[0] == dataset.width_px[2]
+    )
+    exact = same_size and median_h == median_w == image_px
+    # Photos: room around the crop. 8/7 is the 256 to 224 px of AlexNet and all that followed it.
+    fraction = weights.crop_fraction if pretrained and weights is not None else 7 / 8
+    if exact or image_px <= 48:
+        store_rule = image_px, "no margin: small images are shifted, not cropped"
+    else:
+        store_rule = round(image_px / fraction), "a margin for random crops"
+    store_px = decided.take("pixels.store_px", None, store_rule)
+
+    aspect = max(median_h, median_w) / max(1, min(median_h, median_w))
+    if exact:
+        resize_rule: tuple[Literal["crop", "pad", "squash"], str] = (
+            "squash",
+            "the images are square",
+        )
+    elif aspect <= 2.0:
+        resize_rule = (
+            "crop",
+            f"the typical image is {median_w} x {median_h} px: little is cut off",
+        )
+    else:
+        resize_rule = (
+            "pad",
+            f"the typical image is {median_w} x {median_h} px: a crop loses half of it",
+        )
+    channels_rule: tuple[Literal[1, 3], str] = (3, "colour")
+    if pretrained:
+        channels_rule = (3, "the weights take colour")
+    elif dataset.grey:
+        channels_rule = (1, "no image has colour")
+    channels = decided.take("pixels.channels", asked.channels, channels_rule)
+    if pretrained and weights is not None and len(weights.mean) == channels:
+        mean, std = weights.mean, weights.std
+        why = "what the weights were trained with"
+    else:
+        # Batch norm takes out what is left; fixed numbers need no pass over the data.
+        mean, std = (0.5,) * channels, (0.25,) * channels
+        why = "fixed: the first normalisation layer takes out the rest"
+    decided.reasons["pixels.mean"] = decided.reasons["pixels.std"] = why
+    interpolation_rule = (
+        (weights.interpolation, "what the weights were trained with")
+        if pretrained and weights is not None
+        else ("bilinear", "with antialiasing; cheap and close to bicubic")
+    )
+    return PixelContract(
+        image_px=image_px,
+        store_px=store_px,
+        channels=channels,
+        resize=decided.take("pixels.resize", asked.resize, resize_rule),
+        interpolation=decided.take("pixels.interpolation", asked.interpolation, interpolation_rule),
+        mean=mean,
+        std=std,
+    )

@@ -1,0 +1,137 @@
+"""The plan's values: plain, frozen, with JSON in and out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from vidi.augment_settings import AugmentSettings
+from vidi.errors import DamagedError
+from vidi.facts import Frozen, Precision
+from vidi.image import PixelContract
+from vidi.plan.length import longest_epochs
+
+FORMAT = 1
+
+
+class ModelPlan(Frozen):
+    """Which network is built, and from which weights."""
+
+    name: str
+    weights: str
+    num_classes: int
+    dropout: float | None
+    stochastic_depth: float | None
+    # Batch-norm statistics stay those of the pretrained weights while fine-tuning.
+    freeze_batch_norm: bool
+
+
+class OptimizerPlan(Frozen):
+    """What updates the weights. `learning_rate` is the peak for the run's own batch size."""
+
+    name: str
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+
+
+class SchedulePlan(Frozen):
+    """The learning rate as a share of its peak, over the share of the run that is done."""
+
+    name: str
+    warmup_fraction: float
+
+
+class ExecutionPlan(Frozen):
+    """How one step is computed; it changes the speed, and the result only by rounding."""
+
+    device: Literal["cpu", "cuda", "mps", "xpu"]
+    precision: Precision
+    channels_last: bool
+    threads: int
+    loader_threads: int
+
+
+class Plan(Frozen):
+    """Everything that a run will do. Two equal plans on equal machines give equal weights."""
+
+    format: int = FORMAT
+    seed: int
+    pixels: PixelContract
+    model: ModelPlan
+    augment: AugmentSettings
+    optimizer: OptimizerPlan
+    schedule: SchedulePlan
+    batch_size: int
+    accumulate: int
+    evaluation_batch_size: int
+    label_smoothing: float
+    ema_decay: float
+    clip_norm: float | None
+    num_train: int
+    # Where the schedule ends; the learning-rate curve depends on this alone.
+    horizon_steps: int
+    # Where this run stops: at the horizon, or before it when a search stops it early.
+    last_step: int
+    evaluate_every_steps: int
+    log_every_steps: int
+    checkpoint_every_s: float
+    patience_evaluations: int | None
+    execution: ExecutionPlan
+    # Dotted name of a decision -> why it is what it is.
+    reasons: dict[str, str]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, self.num_train // self.batch_size)
+
+    @property
+    def longest_steps(self) -> int:
+        """Training longer than this brings nothing."""
+        pretrained = self.model.weights != "none"
+        return longest_epochs(pretrained=pretrained) * self.steps_per_epoch
+
+    @property
+    def num_epochs(self) -> float:
+        return self.horizon_steps / self.steps_per_epoch
+
+    @property
+    def micro_batch_size(self) -> int:
+        return math.ceil(self.batch_size / self.accumulate)
+
+    def decisions(self) -> list[tuple[str, str, str]]:
+        """(name, value, reason) of every decision, in the order they were taken."""
+        return [(name, shown(self._value(name)), why) for name, why in self.reasons.items()]
+
+    def _value(self, name: str) -> Any:
+        value: Any = self
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value
+
+    @staticmethod
+    def from_json(text: str, *, origin: str = "plan.json") -> Plan:
+        """A plan that a run directory holds.
+
+        Raises:
+            DamagedError: not a plan of this version.
+        """
+        try:
+            return Plan.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise DamagedError(
+                f"{origin} is not a plan that this version reads: {place}: {first['msg']}",
+                fix="give another --out, or use the version that wrote it (environment.json)",
+            ) from None
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple):
+        return ", ".join(shown(part) for part in value)
+    return str(value)
