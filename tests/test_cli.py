@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vidi.cli import main
 
@@ -62,7 +63,9 @@ def test_help_tells_a_newcomer_where_to_start(vidi: Vidi) -> None:
     assert "vidi train photos/" in done.out
 
 
-@pytest.mark.parametrize("command", ["train", "plan", "evaluate", "predict", "report", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["augment", "train", "plan", "evaluate", "predict", "report", "doctor"]
+)
 def test_every_command_explains_itself(vidi: Vidi, command: str) -> None:
     done = vidi(command, "--help")
     assert done.status == 0
@@ -302,3 +305,44 @@ def test_control_characters_of_names_do_not_reach_the_terminal(
     done = vidi("predict", digits_run, hostile)
     assert done.status == 3
     assert "\x1b" not in done.err + done.out
+
+
+def test_augment_draws_a_picture_and_says_what_was_decided(vidi: Vidi, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    done = vidi("augment", "digits", "--out", sheet, "--images", 3, "--columns", 2)
+    assert done.status == 0, done
+    with Image.open(sheet) as picture:
+        width, height = picture.size
+    # Three rows of an original and two epochs, digits of 8 px large enough to see.
+    assert width == height > 3 * 96
+    assert "horizontal_flip: none (nearest neighbours agree" in done.out
+    assert vidi("augment", "digits", "--out", tmp_path).status == 2
+
+
+def test_views_are_averaged_beside_the_plain_number(
+    vidi: Vidi, tmp_path: Path, picture_folder: Callable[..., Path]
+) -> None:
+    photos = picture_folder("photos", px=24, a=30, b=30)
+    out = tmp_path / "run"
+    assert vidi("train", photos, "--out", out, *QUICK).status == 0
+    done = vidi("evaluate", out, "--tta")
+    assert done.status == 0, done
+    first, second = done.out.splitlines()
+    assert first.startswith("test accuracy")
+    assert second.startswith("averaged over views, test accuracy")
+    assert (out / "evaluation" / "test_tta.json").exists()
+    both = json.loads(vidi("evaluate", out, "--tta", "--json").out)
+    assert both["plain"]["n_evaluated"] == both["tta"]["n_evaluated"]
+    assert both["plain"]["log_loss"] != both["tta"]["log_loss"]
+    picture = photos / "a" / "000.jpg"
+    plain, averaged = (
+        json.loads(vidi("predict", out, picture, "--json", *more).out)["top"][0]["probability"]
+        for more in ((), ("--tta",))
+    )
+    assert plain != averaged
+
+
+def test_views_that_were_not_trained_are_refused(vidi: Vidi, digits_run: Path) -> None:
+    done = vidi("evaluate", digits_run, "--tta")
+    assert done.status == 2
+    assert "no views to average" in done.err

@@ -97,12 +97,16 @@ def test_no_module_takes_a_command_for_a_module(path: Path) -> None:
 
 
 PUBLIC = {
+    "contact_sheet": "(data: 'str | Path', config: 'Config | None' = None, *, "
+    "settings: 'Mapping[str, object] | None' = None, out: 'str | Path | None' = None, "
+    "transforms: 'Sequence[Transform]' = (), num_images: 'int' = 8, columns: 'int' = 8, "
+    "done: 'float' = 1.0, show: 'Callable[[Any], None] | None' = None) -> 'tuple[Path, Plan]'",
     "doctor": "() -> 'Findings'",
     "evaluate": "(run: 'str | Path | Run', data: 'str | Path | None' = None, *, "
     "split: 'str | None' = None, model: 'Callable[..., nn.Module] | None' = None, "
-    "show: 'Callable[[Any], None] | None' = None) -> 'Evaluation'",
-    "load": "(path: 'str | Path', *, model: 'Callable[..., nn.Module] | None' = None) "
-    "-> 'Predictor'",
+    "tta: 'bool' = False, show: 'Callable[[Any], None] | None' = None) -> 'Evaluation'",
+    "load": "(path: 'str | Path', *, model: 'Callable[..., nn.Module] | None' = None, "
+    "tta: 'bool' = False) -> 'Predictor'",
     "plan": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, "
     "show: 'Callable[[Any], None] | None' = None) -> 'Prepared'",
@@ -141,10 +145,11 @@ def test_a_command_stays_a_function_after_its_module_was_imported() -> None:
 
 
 OPTIONS = {
+    "augment": {"--out", "--images", "--columns", "--done", "--config", "--set"},
     "doctor": {"--json"},
-    "evaluate": {"--split", "--model", "--json"},
+    "evaluate": {"--split", "--model", "--tta", "--json"},
     "plan": {"--model", "--epochs", "--minutes", "--config", "--set", "--json"},
-    "predict": {"--model", "--top", "--json"},
+    "predict": {"--model", "--top", "--tta", "--json"},
     "report": set(),
     "train": {
         "--out",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vidi.batch import Batch
-    from vidi.commands import doctor, evaluate, plan, report
+    from vidi.commands import contact_sheet, doctor, evaluate, plan, report
     from vidi.config import Config
     from vidi.errors import VidiError
     from vidi.metrics import Evaluation, Predictions
@@ -33,6 +33,7 @@ __all__ = [
     "Run",
     "VidiError",
     "__version__",
+    "contact_sheet",
     "doctor",
     "evaluate",
     "load",
@@ -51,6 +52,7 @@ _OWNERS = {
     "Predictor": "vidi.predictor",
     "Run": "vidi.run",
     "VidiError": "vidi.errors",
+    "contact_sheet": "vidi.commands",
     "doctor": "vidi.commands",
     "evaluate": "vidi.commands",
     "load": "vidi.predictor",

@@ -82,6 +82,14 @@ OwnModel = Annotated[
         show_default=False,
     ),
 ]
+Tta = Annotated[
+    bool,
+    typer.Option(
+        "--tta",
+        help="Average over several views of each image: mirror images where training used them, "
+        "corners where images are stored with a margin.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 RunDirectory = Annotated[
     Path,
@@ -182,6 +190,42 @@ def plan(
 
 
 @app.command()
+def augment(
+    data: Data,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The picture, a PNG file.")
+    ] = Path("augment.png"),
+    images: Annotated[
+        int, typer.Option("--images", min=1, max=64, help="How many images: rows.")
+    ] = 8,
+    epochs: Annotated[
+        int, typer.Option("--columns", min=1, max=64, help="In how many epochs: columns.")
+    ] = 8,
+    done: Annotated[
+        float, typer.Option("--done", min=0.0, max=1.0, help="How far training has come.")
+    ] = 1.0,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> None:
+    """Draw what training does to your images, as one picture to look at.
+
+    Each row is an image as it is stored, then what the model sees of it in several epochs.
+    """
+    from vidi import contact_sheet
+    from vidi.show import display
+
+    asked = _asked(config, settings, model=None, epochs=None, minutes=None)
+    with display() as show:
+        path, made = contact_sheet(
+            data, asked, out=out, num_images=images, columns=epochs, done=done, show=show
+        )
+    for name, value, reason in made.decisions():
+        if name.startswith("augment."):
+            typer.echo(f"{name.removeprefix('augment.')}: {value} ({reason})")
+    typer.echo(f"look at: {path}")
+
+
+@app.command()
 def evaluate(
     run: RunDirectory,
     data: Annotated[
@@ -199,6 +243,7 @@ def evaluate(
             "--split", help="train, validation or test.  [default: test, if there is one]"
         ),
     ] = None,
+    tta: Tta = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge a run's best weights on held-out images."""
@@ -207,10 +252,19 @@ def evaluate(
 
     with display(quiet=as_json) as show:
         evaluation = judge(run, data, split=split, model=_own(model), show=show)
+        averaged = None
+        if tta:
+            averaged = judge(run, data, split=split, model=_own(model), tta=True)
+    if as_json and averaged is not None:
+        both = {"plain": evaluation, "tta": averaged}
+        _print_json({name: judged.model_dump(mode="json") for name, judged in both.items()})
+        return
     if as_json:
         typer.echo(evaluation.model_dump_json(indent=2))
         return
     _print_evaluation(evaluation)
+    if averaged is not None:
+        _print_evaluation(averaged, "averaged over views, ")
 
 
 @app.command()
@@ -223,13 +277,14 @@ def predict(
     ],
     own_model: OwnModel = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes to print.")] = 1,
+    tta: Tta = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Say what is on images: one line for each file."""
     from vidi import load
     from vidi.predictor import image_files
 
-    predictor = load(model, model=_own(own_model))
+    predictor = load(model, model=_own(own_model), tta=tta)
     failed = 0
     for path in image_files(images):
         try:
@@ -307,12 +362,12 @@ def _evaluation(text: str) -> Evaluation:
     return Evaluation.model_validate_json(text)
 
 
-def _print_evaluation(evaluation: Evaluation) -> None:
+def _print_evaluation(evaluation: Evaluation, how: str = "") -> None:
     low, high = evaluation.accuracy_interval
     split = {"test": "test", "validation": "validation (used to choose the weights: optimistic)"}
     name = split.get(evaluation.split, evaluation.split)
     typer.echo(
-        f"{name} accuracy {evaluation.accuracy:.2%} "
+        f"{how}{name} accuracy {evaluation.accuracy:.2%} "
         f"(95 % interval {low:.2%} to {high:.2%}, {evaluation.n_evaluated:,} images)"
     )
     if evaluation.n_evaluated != evaluation.n_expected:

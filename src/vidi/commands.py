@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from vidi import augment, storage
+from vidi.augment import Transform
+from vidi.batch import Batch
 from vidi.config import Config, parse
 from vidi.data import Dataset, open_dataset
 from vidi.doctor import Findings, examine
 from vidi.errors import DataError, MismatchError, UsageError
 from vidi.facts import SPLITS, Facts, Split
+from vidi.image import encode_png
 from vidi.metrics import Evaluation
 from vidi.plan import Plan
+from vidi.predictor import view_kind
 from vidi.report import write
 from vidi.restore import build_model, load_best
 from vidi.run import Run
 from vidi.train.finish import fitted_temperature, judge, judged
-from vidi.train.prepare import Extensions, Prepared, decoded, prepare
+from vidi.train.prepare import (
+    Extensions,
+    Prepared,
+    decoded,
+    looked_at,
+    prepare,
+    transform_of,
+)
 
 
 def plan(
@@ -44,20 +57,92 @@ def plan(
     )
 
 
+def contact_sheet(
+    data: str | Path,
+    config: Config | None = None,
+    *,
+    settings: Mapping[str, object] | None = None,
+    out: str | Path | None = None,
+    transforms: Sequence[Transform] = (),
+    num_images: int = 8,
+    columns: int = 8,
+    done: float = 1.0,
+    show: Callable[[Any], None] | None = None,
+) -> tuple[Path, Plan]:
+    """Draw what training would do to some images of `data`, as one PNG file to look at.
+
+    A row for each image, the classes in turn: first as it is stored, then in `columns` epochs.
+
+    Args:
+        out: where to write it; `augment.png` in the current folder when left out.
+        transforms: your own functions after the planned ones, as for `train`.
+        num_images, columns: how many images and epochs, 1 to 64 each.
+        done: how far training has come, 0 to 1, which strength may depend on.
+
+    Returns:
+        The file, and the plan that it shows.
+
+    Raises:
+        UsageError, ConfigError: the request cannot be.
+        DataError: the data do not allow it.
+        StorageError: the file cannot be written.
+    """
+    if not (1 <= num_images <= 64 and 1 <= columns <= 64 and 0 <= done <= 1):
+        raise UsageError(
+            f"a sheet of {num_images} images in {columns} epochs at {done:g} of training",
+            fix="1 to 64 images, 1 to 64 epochs, and a share of 0 to 1",
+        )
+    asked = (config or Config()).with_settings(settings or {})
+    path = Path(out) if out is not None else Path("augment.png")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", fix="name a file: --out augment.png")
+    dataset, store, _, made = looked_at(data, asked, say=show or (lambda _: None))
+    ids = _some_of_each_class(dataset, num_images)
+    images = torch.from_numpy(store.images[ids]).permute(0, 3, 1, 2)
+    batch = Batch(images, torch.from_numpy(dataset.labels[ids]), torch.from_numpy(ids))
+    transform = transform_of(made, asked, Extensions(transforms=tuple(transforms)))
+    sheet = augment.contact_sheet(batch, transform, columns=columns, seed=made.seed, done=done)
+    # Digits of 8 px are too small to see anything.
+    factor = max(1, _SHOWN_PX // store.contract.store_px)
+    picture = sheet.numpy().repeat(factor, axis=0).repeat(factor, axis=1)
+    storage.write_file(path, encode_png(picture))
+    return path, made
+
+
+# Images on a contact sheet are at least about this large.
+_SHOWN_PX = 96
+
+
+def _some_of_each_class(dataset: Dataset, count: int) -> Any:
+    """(count or fewer,) ids of training images: the first of each class, then the second, ..."""
+    ids = dataset.indices("train")
+    labels = dataset.labels[ids]
+    order = np.argsort(labels, kind="stable")
+    firsts = np.searchsorted(labels[order], labels[order], side="left")
+    place = np.arange(len(ids)) - firsts
+    return ids[order[np.lexsort((labels[order], place))[:count]]]
+
+
 def evaluate(
     run: str | Path | Run,
     data: str | Path | None = None,
     *,
     split: str | None = None,
     model: Callable[..., nn.Module] | None = None,
+    tta: bool = False,
     show: Callable[[Any], None] | None = None,
 ) -> Evaluation:
     """Judge a run's best weights; the run's own data when `data` is left out.
 
     The numbers of the run's own data are written into the run, those of other data are not.
 
+    Args:
+        tta: average the predictions over several views of each image (mirror images where training
+            used them, corners where images are stored with a margin); written beside the plain
+            numbers, as `<split>_tta`.
+
     Raises:
-        UsageError: not a run, or no such split.
+        UsageError: not a run, no such split, or no views that the model was trained for.
         MismatchError: `data` has classes that the model does not know.
         DamagedError: no valid checkpoint.
     """
@@ -77,15 +162,18 @@ def evaluate(
             fix="name the folders of the data as the classes were named in training",
         )
     chosen = _split(split, dataset)
+    kind = view_kind(made) if tta else "plain"
     dataset, store = decoded(dataset, made, config, say=tell)
     torch.set_num_threads(made.execution.threads)
     classifier = build_model(made, model)
     load_best(opened, classifier)
     own = data is None or dataset.fingerprint == facts.fingerprint
-    temperature = None if chosen == "validation" else fitted_temperature(opened)
+    # The temperature was fitted to plain predictions; averaged ones are less sharp.
+    fitted = chosen != "validation" and not tta
+    temperature = fitted_temperature(opened) if fitted else None
     kept = opened if own else None
     evaluation = judged(
-        judge(kept, made, dataset, store, classifier, chosen, temperature=temperature)
+        judge(kept, made, dataset, store, classifier, chosen, temperature=temperature, kind=kind)
     )
     if own:
         write(opened)

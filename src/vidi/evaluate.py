@@ -6,8 +6,9 @@ from collections.abc import Generator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from vidi.augment import ViewKind, average_probabilities, views
 from vidi.data import Loader
 from vidi.facts import Precision
 from vidi.metrics import Predictions
@@ -15,7 +16,13 @@ from vidi.step import autocast
 
 
 def predict(
-    model: nn.Module, loader: Loader, image_px: int, precision: Precision, device: torch.device
+    model: nn.Module,
+    loader: Loader,
+    image_px: int,
+    precision: Precision,
+    device: torch.device,
+    *,
+    kind: ViewKind = "plain",
 ) -> Generator[Predictions]:
     """Predict every image of a loader, in order, yielding after each batch what is there so far.
 
@@ -28,6 +35,7 @@ def predict(
         image_px: side of the centre crop that the model sees.
         precision: what the forward pass computes in; probabilities are always float32.
         device: where the model is.
+        kind: which views of each image the model sees; their probabilities are averaged.
     """
     model.eval()
     ids = np.zeros(loader.num_images, dtype=np.int64)
@@ -36,8 +44,9 @@ def predict(
     count = 0
     for batch in loader.batches(epoch=0):
         with torch.inference_mode(), autocast(device, precision):
-            logits = model(_centre(batch.images.to(device, non_blocking=True), image_px))
-        part = torch.softmax(logits.float(), dim=1).cpu().numpy()
+            images = batch.images.to(device, non_blocking=True)
+            logits = [model(view) for view in views(images, kind, image_px)]
+        part = average_probabilities(logits).cpu().numpy()
         if probabilities is None:
             probabilities = np.zeros((loader.num_images, part.shape[1]), dtype=np.float32)
         rows = slice(count, count + len(batch))
@@ -46,9 +55,3 @@ def predict(
         probabilities[rows] = part
         count += len(batch)
         yield Predictions(ids[:count], labels[:count], probabilities[:count])
-
-
-def _centre(images: Tensor, size_px: int) -> Tensor:
-    """(N, C, H, W) to (N, C, size, size), where `image.center_crop` cuts."""
-    top, left = (images.shape[2] - size_px) // 2, (images.shape[3] - size_px) // 2
-    return images[:, :, top : top + size_px, left : left + size_px]

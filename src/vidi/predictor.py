@@ -10,9 +10,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from vidi.augment import ViewKind, average_probabilities, best_kind, views
 from vidi.errors import UsageError
 from vidi.facts import Facts
-from vidi.image import PixelContract, center_crop, prepare
+from vidi.image import PixelContract, prepare
 from vidi.model import Classifier
 from vidi.plan import Plan
 from vidi.restore import build_model, load_best
@@ -37,14 +38,21 @@ class Prediction:
 class Predictor:
     """`predictor(data) -> Prediction`, on the processor, in float32, as the test numbers were made.
 
-    The pixels go the same way as in training: `image.prepare`, then the centre crop.
+    The pixels go the same way as in training: `image.prepare`, then the views of `kind`, of which
+    the plain one is the centre crop.
     """
 
     def __init__(
-        self, classifier: Classifier, pixels: PixelContract, classes: Sequence[str]
+        self,
+        classifier: Classifier,
+        pixels: PixelContract,
+        classes: Sequence[str],
+        *,
+        kind: ViewKind = "plain",
     ) -> None:
         self.classes = tuple(classes)
         self._pixels = pixels
+        self._kind = kind
         self._model = classifier.to("cpu").eval()
 
     def __call__(self, data: bytes) -> Prediction:
@@ -61,14 +69,12 @@ class Predictor:
         Raises:
             UnreadableImage: one of them cannot be read.
         """
-        pixels = [
-            torch.from_numpy(center_crop(prepare(data, self._pixels), self._pixels.image_px).copy())
-            for data in images
-        ]
+        pixels = [torch.from_numpy(prepare(data, self._pixels)) for data in images]
         # (N, H, W, C) as decoded; the model takes (N, C, H, W) and keeps the memory as it is.
         batch: Tensor = torch.stack(pixels).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            return torch.softmax(self._model(batch).float(), dim=1).numpy()
+            seen = views(batch, self._kind, self._pixels.image_px)
+            return average_probabilities([self._model(view) for view in seen]).numpy()
 
     def _prediction(self, probabilities: Any) -> Prediction:
         order = (-probabilities).argsort(kind="stable")
@@ -76,15 +82,18 @@ class Predictor:
         return Prediction(label=top[0][0], probability=top[0][1], top=top)
 
 
-def load(path: str | Path, *, model: Callable[..., nn.Module] | None = None) -> Predictor:
+def load(
+    path: str | Path, *, model: Callable[..., nn.Module] | None = None, tta: bool = False
+) -> Predictor:
     """The predictor of a run directory, with the weights that validated best.
 
     Args:
         path: what `vidi train` wrote.
         model: your own network, if it trained one; names in files are never imported.
+        tta: average over several views of each image, those that `vidi evaluate --tta` judges.
 
     Raises:
-        UsageError: not a run, nothing trained yet, or `model` is missing.
+        UsageError: not a run, nothing trained yet, `model` is missing, or no views to average.
         DamagedError: a file of the run does not match its checksum.
     """
     run = Run.open(path)
@@ -96,7 +105,23 @@ def load(path: str | Path, *, model: Callable[..., nn.Module] | None = None) -> 
     plan = plan.model_copy(update={"execution": on_processor, "model": unloaded})
     classifier = build_model(plan, model)
     load_best(run, classifier)
-    return Predictor(classifier, plan.pixels, facts.dataset.classes)
+    kind = view_kind(plan) if tta else "plain"
+    return Predictor(classifier, plan.pixels, facts.dataset.classes, kind=kind)
+
+
+def view_kind(plan: Plan) -> ViewKind:
+    """The views that this model was trained for.
+
+    Raises:
+        UsageError: it saw no mirror images and nothing but the middle.
+    """
+    kind = best_kind(plan.augment, plan.pixels.store_px)
+    if kind is None:
+        raise UsageError(
+            "this model was trained on images as they are: there are no views to average",
+            fix="mirror images change what these pictures show (see `vidi plan`); go without --tta",
+        )
+    return kind
 
 
 def image_files(paths: Sequence[Path]) -> Iterator[Path]:

@@ -8,7 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from vidi.augment import average_probabilities, views
+from vidi.augment import average_probabilities, best_kind, views
+from vidi.augment_settings import AugmentSettings, Flip
 from vidi.batch import Batch
 from vidi.errors import UsageError
 
@@ -50,6 +51,17 @@ def test_views_that_would_not_differ_or_fit_are_refused(make_batch: MakeBatch) -
         views(images, "five", 16)
     with pytest.raises(UsageError, match="views of 17 px do not fit into images of 16 x 16 px"):
         views(images, "plain", 17)
+
+
+@pytest.mark.parametrize(
+    ("flip", "store_px", "kind"),
+    [("none", 8, None), ("random", 8, "flip"), ("none", 10, "five"), ("alternating", 10, "ten")],
+)
+def test_the_views_are_those_that_training_showed(
+    flip: Flip, store_px: int, kind: str | None
+) -> None:
+    settings = AugmentSettings(image_px=8, num_classes=3, horizontal_flip=flip)
+    assert best_kind(settings, store_px) == kind
 
 
 def test_probabilities_are_averaged_and_not_logits() -> None:

@@ -39,7 +39,7 @@ from vidi.augment.policy import (
 from vidi.augment.random import ImageRandom, partners
 from vidi.augment.sheet import contact_sheet
 from vidi.augment.transform import Transform, compose
-from vidi.augment.views import average_probabilities, views
+from vidi.augment.views import ViewKind, average_probabilities, best_kind, views
 from vidi.augment.warp import affine, perspective, rotation
 
 __all__ = [
@@ -51,10 +51,12 @@ __all__ = [
     "Change",
     "ImageRandom",
     "Transform",
+    "ViewKind",
     "affine",
     "alternating_flip",
     "augmix",
     "average_probabilities",
+    "best_kind",
     "centre_crop",
     "colour_jitter",
     "compose",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidi.augment import memory
+from vidi.augment_settings import AugmentSettings
 from vidi.errors import UsageError
 
 ViewKind: TypeAlias = Literal["plain", "flip", "five", "ten"]
@@ -48,6 +49,18 @@ def views(images: Tensor, kind: ViewKind, image_px: int) -> list[Tensor]:
     if kind in ("flip", "ten"):
         cut += [view.flip(3) for view in cut]
     return cut
+
+
+def best_kind(settings: AugmentSettings, store_px: int) -> ViewKind | None:
+    """The most views that show the model nothing it was not trained on; None where there are none.
+
+    Mirror images where training mirrored, corners where images are stored larger than they are
+    seen.
+    """
+    mirrored, larger = settings.horizontal_flip != "none", store_px > settings.image_px
+    if larger:
+        return "ten" if mirrored else "five"
+    return "flip" if mirrored else None
 
 
 def average_probabilities(logits: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from vidi.augment import ViewKind
 from vidi.data import Dataset, PixelStore
 from vidi.evaluate import predict
 from vidi.facts import Split
@@ -33,16 +34,18 @@ def judge(
     *,
     own_metrics: Sequence[Metric] = (),
     temperature: Temperature | None = None,
+    kind: ViewKind = "plain",
 ) -> Iterator[tuple[int, Evaluation | None]]:
     """Predict a split in float32, as every later prediction will, and say what it is worth.
 
     Yields (images done, None) while it works, and the Evaluation at the end; predictions,
-    evaluation and the worst mistakes are written into `run`, where there is one.
+    evaluation and the worst mistakes are written into `run`, where there is one. With other views
+    than the plain one, the files are named `<split>_tta` and lie beside those of the plain one.
     """
     loader = evaluation_loader(plan, dataset, store, split)
     device = torch.device(plan.execution.device)
     predictions = None
-    for part in predict(classifier, loader, plan.pixels.image_px, "float32", device):
+    for part in predict(classifier, loader, plan.pixels.image_px, "float32", device, kind=kind):
         predictions = part
         yield len(part), None
     assert predictions is not None, "a loader is never empty"
@@ -55,16 +58,18 @@ def judge(
         temperature=temperature,
     )
     if run is not None:
+        name = split if kind == "plain" else f"{split}_tta"
         run.write_predictions(
-            split,
+            name,
             {
                 "ids": predictions.ids,
                 "labels": predictions.labels,
                 "probabilities": predictions.probabilities,
             },
         )
-        run.write_evaluation(split, evaluation.model_dump_json(indent=1))
-        _write_pictures(run, plan, dataset, store, split, predictions)
+        run.write_evaluation(name, evaluation.model_dump_json(indent=1))
+        if kind == "plain":
+            _write_pictures(run, plan, dataset, store, split, predictions)
     yield loader.num_images, evaluation
 
 

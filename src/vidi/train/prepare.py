@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -72,6 +72,36 @@ def prepare(
         DataError: the data do not allow it.
     """
     probe.keep_memory()
+    dataset, store, facts, second = looked_at(data, config, say=say)
+    torch.set_num_threads(second.execution.threads)
+    classifier = build_model(second, own_model(second, config, extensions))
+    facts = facts.model_copy(update={"model": model.facts(classifier)})
+    measured = _measured(second, config, facts, dataset, store, classifier, extensions, say=say)
+    if measured is not None:
+        spent_s = time.monotonic() - started_at
+        measured = measured.model_copy(update={"spent_s": spent_s})
+        facts = facts.model_copy(update={"measured": measured})
+    final = make(config, facts)
+    assert final.pixels == second.pixels, "the pixels were decided before they were decoded"
+    return Prepared(dataset, store, facts, final, classifier)
+
+
+class Looked(NamedTuple):
+    """What the pixels tell; the plan has everything about the images, and guesses of the rest."""
+
+    dataset: Dataset
+    store: PixelStore
+    facts: Facts
+    plan: Plan
+
+
+def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
+    """Open the data, decide about the pixels, decode them, and measure what they say.
+
+    Raises:
+        UsageError, ConfigError: the request cannot be.
+        DataError: the data do not allow it.
+    """
     machine = probe.machine()
     dataset = open_dataset(data, config.data)
     facts = Facts(dataset=dataset.facts(), machine=machine)
@@ -82,18 +112,7 @@ def prepare(
     first = make(config, facts)
     dataset, store = decoded(dataset, first, config, say=say)
     facts = facts.model_copy(update={"dataset": _with_symmetry(dataset, store, config.train.seed)})
-    second = make(config, facts)
-    torch.set_num_threads(second.execution.threads)
-    classifier = build_model(second, own_model(second, config, extensions))
-    facts = facts.model_copy(update={"model": model.facts(classifier)})
-    measured = _measured(second, config, facts, dataset, store, classifier, extensions, say=say)
-    if measured is not None:
-        spent_s = time.monotonic() - started_at
-        measured = measured.model_copy(update={"spent_s": spent_s})
-        facts = facts.model_copy(update={"measured": measured})
-    final = make(config, facts)
-    assert final.pixels == first.pixels, "the pixels were decided before they were decoded"
-    return Prepared(dataset, store, facts, final, classifier)
+    return Looked(dataset, store, facts, make(config, facts))
 
 
 def decoded(
@@ -171,7 +190,7 @@ def build_job(
         validation=evaluation_loader(plan, dataset, store, "validation")
         if len(dataset.indices("validation"))
         else None,
-        augment=_transform(plan, config, extensions),
+        augment=transform_of(plan, config, extensions),
         schedule=_schedule(plan, extensions),
         device=torch.device(plan.execution.device),
     )
@@ -204,7 +223,8 @@ def evaluation_loader(plan: Plan, dataset: Dataset, store: PixelStore, split: Sp
     )
 
 
-def _transform(plan: Plan, config: Config, extensions: Extensions) -> Transform:
+def transform_of(plan: Plan, config: Config, extensions: Extensions) -> Transform:
+    """The planned augmentation, then the user's own functions."""
     own = [load(name) for name in config.augment.extra]
     return augment.compose((augment.from_settings(plan.augment), *own, *extensions.transforms))
 
@@ -256,7 +276,7 @@ def _measured(
     if asked_s is None and guess_s < PROBE_WORTH_S:
         return None
     loader = _training_loader(plan, dataset, store)
-    transform = _transform(plan, config, extensions)
+    transform = transform_of(plan, config, extensions)
     device = torch.device(plan.execution.device)
     batches: list[Batch] = []
     steps = loader.batches(epoch=0)
