@@ -16,9 +16,9 @@ demo: $(VENV)/core
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
 
-## test-slow: 400 kills of a saving process, and the report in a real browser
+## test-slow: kills at random moments, and the report in a real browser
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m "slow and not gpu" tests/faults tests/report
+	$(BIN)/python -m pytest -m "slow and not gpu" tests/faults tests/report tests/train
 
 ## test-all: everything, the largest networks of the zoo too
 test-all: $(VENV)/dev

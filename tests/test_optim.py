@@ -315,6 +315,22 @@ def test_the_average_is_the_exponential_mean_with_a_short_start() -> None:
         assert average.state_dict()["weight"].item() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("decay", [0.9, 0.99])
+def test_an_average_of_every_fourth_step_lies_near_that_of_every_step(decay: float) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    every, fourth = Average(model, decay), Average(model, decay)
+    for step in range(1, 401):
+        nn.init.constant_(model.weight, math.sin(step / 60))
+        every.update(model)
+        if step % 4 == 0:
+            fourth.update(model, steps=4)
+    assert fourth.num_steps == every.num_steps == 400
+    both = [average.state_dict()["weight"].item() for average in (every, fourth)]
+    # What is averaged moves by up to 0.05 in three steps.
+    assert both[0] == pytest.approx(both[1], abs=0.05)
+    assert both[0] != pytest.approx(model.weight.item(), abs=0.06)
+
+
 def test_the_average_keeps_what_does_not_change_to_the_bit() -> None:
     model = network()
     average = Average(model, decay=0.999)
@@ -346,7 +362,7 @@ def test_the_average_is_never_poisoned(where: str, value: float) -> None:
     before = {name: tensor.clone() for name, tensor in average.state_dict().items()}
     model.state_dict()[where].view(-1)[0] = value
     assert not average.update(model)
-    assert average.num_updates == 1
+    assert average.num_steps == 1
     for name, tensor in average.state_dict().items():
         assert torch.equal(tensor, before[name])
 
@@ -367,7 +383,7 @@ def test_a_resumed_average_continues_as_if_it_had_not_stopped(split: int, decay:
         part.update(moved(step))
     resumed = Average(moved(7), decay)
     state = {name: tensor.clone() for name, tensor in part.state_dict().items()}
-    resumed.load_state_dict(state, num_updates=part.num_updates)
+    resumed.load_state_dict(state, num_steps=part.num_steps)
     for step in range(split, 13):
         whole.update(moved(step))
         resumed.update(moved(step))

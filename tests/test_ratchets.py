@@ -25,7 +25,7 @@ ROWS = (
     ("errors",),
     ("config", "facts", "schedule", "image", "metrics", "space", "storage", "augment_settings"),
     ("plan",),
-    ("run", "zoo", "batch"),
+    ("run", "zoo", "batch", "finite"),
     ("weights",),
     ("data", "augment", "model", "optim", "step", "import_weights"),
     ("probe", "restore"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional
 
 from vidi.batch import Batch
 from vidi.facts import Precision
+from vidi.finite import all_finite
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -77,7 +77,7 @@ def train_step(
     loss_sum = torch.zeros((), device=batch.images.device)
     correct = torch.zeros((), device=batch.images.device)
     num_images = len(batch)
-    for part in _parts(batch, settings.micro_batch_size):
+    for part in batch.split(settings.micro_batch_size):
         with autocast(part.images.device, settings.precision):
             logits = model(part.images)
         loss = functional.cross_entropy(
@@ -87,30 +87,30 @@ def train_step(
         loss_sum += loss.detach()
         labels = part.targets if part.targets.ndim == 1 else part.targets.argmax(1)
         correct += (logits.detach().argmax(1) == labels).sum()
-    finite = _update(model, optimizer, loss_sum, settings.clip_norm)
+    finite = _update(optimizer, loss_sum, settings.clip_norm)
     optimizer.zero_grad(set_to_none=True)
     return StepResult(loss_sum, correct, num_images, finite)
 
 
-def _update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss_sum: Tensor, clip_norm: float | None
-) -> bool:
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+def _update(optimizer: torch.optim.Optimizer, loss_sum: Tensor, clip_norm: float | None) -> bool:
+    # The optimizer's own lists: walking through the modules of a small model takes as long as the
+    # check itself.
+    learning = [
+        parameter
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    gradients = [parameter.grad for parameter in learning]
     # The one place of a step that waits for the device: an update with a bad gradient would
     # poison weights, momentum and average for good.
-    finite = bool(torch.isfinite(norm) & torch.isfinite(loss_sum))
+    if clip_norm is None:
+        finite = bool(all_finite([*gradients, loss_sum]))
+    else:
+        norm = torch.nn.utils.get_total_norm(gradients)
+        finite = bool(torch.isfinite(norm) & torch.isfinite(loss_sum))
+        if finite:
+            torch.nn.utils.clip_grads_with_norm_(learning, clip_norm, norm)
     if finite:
-        if clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
         optimizer.step()
     return finite
-
-
-def _parts(batch: Batch, micro_batch_size: int) -> Sequence[Batch]:
-    if len(batch) <= micro_batch_size:
-        return (batch,)
-    cuts = [
-        torch.split(tensor, micro_batch_size) for tensor in (batch.images, batch.targets, batch.ids)
-    ]
-    return [Batch(*part) for part in zip(*cuts, strict=True)]

@@ -123,6 +123,22 @@ def test_loader_threads_change_nothing(whole: Callable[..., Path]) -> None:
     assert one == two
 
 
+def unchanged(batch: Batch, rng: ImageRandom, done: float) -> Batch:
+    """Somebody's own transform: batches are then augmented one at a time."""
+    del rng, done
+    return batch
+
+
+def test_batches_augmented_together_are_those_augmented_one_at_a_time(tmp_path: Path) -> None:
+    logs = []
+    for transforms in ((), (unchanged,)):
+        out = tmp_path / f"{len(transforms)}"
+        settings = {**SETTINGS, "augment.erase_probability": 0.25, "augment.mixup_alpha": 0.2}
+        vidi.train("digits", settings=settings, out=out, transforms=transforms)
+        logs.append((out / "metrics.jsonl").read_bytes())
+    assert logs[0] == logs[1]
+
+
 def child(out: Path, **changes: object) -> list[str]:
     """The command of a training in a process of its own, that starts quickly and has many saves."""
     words = [sys.executable, "-m", "vidi", "train", "digits", "--out", str(out)]
@@ -161,13 +177,13 @@ def test_a_second_signal_stops_at_once_and_leaves_a_valid_run(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
-    """SIGKILL at random, saves included, until the run comes to its end by itself."""
+    """SIGKILL at random, saves included, 40 times or until the run comes to its end by itself."""
     epochs: dict[str, object] = {"train.epochs": 60}
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     subprocess.run(child(straight, **epochs), check=True, capture_output=True)
     rng = random.Random(5)
     kills = 0
-    while kills < 100:
+    while kills < 40:
         before = _newest(killed)
         process = subprocess.Popen(child(killed, **epochs), stderr=subprocess.PIPE, text=True)
         if kills % 4 == 3:
@@ -185,6 +201,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
         _, err = process.communicate()
         assert process.returncode == 0, err
         break
+    subprocess.run(child(killed, **epochs), check=True, capture_output=True)
     assert kills >= 3
     assert digest(killed) == digest(straight)
 

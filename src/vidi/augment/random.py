@@ -15,7 +15,9 @@ import math
 from copy import copy
 from typing import Final, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vidi.errors import UsageError
@@ -33,8 +35,10 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-_MULTIPLY_1: Final = _signed(0xBF58476D1CE4E5B9)
-_MULTIPLY_2: Final = _signed(0x94D049BB133111EB)
+_UNSIGNED_1: Final = np.uint64(0xBF58476D1CE4E5B9)
+_UNSIGNED_2: Final = np.uint64(0x94D049BB133111EB)
+_MULTIPLY_1: Final = _signed(int(_UNSIGNED_1))
+_MULTIPLY_2: Final = _signed(int(_UNSIGNED_2))
 
 
 def _shift_right(x: Tensor, places: int) -> Tensor:
@@ -45,9 +49,19 @@ def _shift_right(x: Tensor, places: int) -> Tensor:
 def mixed(x: Tensor) -> Tensor:
     """SplitMix64's finaliser on int64 (any shape): a bijection whose every output bit depends on
     every input bit. Multiplication wraps around."""
+    if x.device.type == "cpu":
+        # The same bits from numpy, whose calls take a fifth of the time of torch's: for a batch of
+        # small images they, not the numbers, are what costs.
+        return torch.from_numpy(_mixed_on_host(x.numpy().view(np.uint64)).view(np.int64))
     x = (x ^ _shift_right(x, 30)) * _MULTIPLY_1
     x = (x ^ _shift_right(x, 27)) * _MULTIPLY_2
     return x ^ _shift_right(x, 31)
+
+
+def _mixed_on_host(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * _UNSIGNED_1
+    x = (x ^ (x >> np.uint64(27))) * _UNSIGNED_2
+    return x ^ (x >> np.uint64(31))
 
 
 def _key(*parts: int | str) -> int:

@@ -18,6 +18,9 @@ from vidi.data.dataset import Indices
 from vidi.data.store import PixelStore
 from vidi.errors import DataError
 
+# Batches of fewer bytes are gathered several at a time.
+_AT_ONCE_BYTES = 64 << 10
+
 
 def order_of(num: int, *, seed: int, epoch: int) -> Indices:
     """A permutation of range(num) that depends on nothing else, on no version of anything either.
@@ -82,8 +85,11 @@ class Loader:
         ids = self._ids
         if self._shuffle:
             ids = ids[order_of(len(ids), seed=self._seed, epoch=epoch)]
-        numbers = range(start, self.num_batches)
-        parts = (ids[n * self.batch_size : (n + 1) * self.batch_size] for n in numbers)
+        at_once = self._at_once()
+        parts = (
+            ids[n * self.batch_size : min(n + at_once, self.num_batches) * self.batch_size]
+            for n in range(start, self.num_batches, at_once)
+        )
         with ThreadPoolExecutor(self._threads, thread_name_prefix="vidi-loader") as pool:
             ahead = self._threads + self._prefetch - 1
             waiting: collections.deque[Future[Batch]] = collections.deque(
@@ -97,9 +103,15 @@ class Loader:
                     waiting.extend(
                         pool.submit(self._gather, part) for part in itertools.islice(parts, 1)
                     )
-                    yield batch
+                    yield from batch.split(self.batch_size)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def _at_once(self) -> int:
+        """How many batches a thread gathers at a time: waking it takes as long as copying 64 KiB,
+        and while it runs Python the training step cannot."""
+        batch_bytes = self.batch_size * int(self._images[0].nbytes)
+        return max(1, min(8, _AT_ONCE_BYTES // max(1, batch_bytes)))
 
     def _gather(self, ids: Indices) -> Batch:
         rows = torch.from_numpy(ids)

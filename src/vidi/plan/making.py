@@ -12,7 +12,13 @@ from vidi.plan.decisions import Decisions
 from vidi.plan.execution import decide_execution, evaluation_batch_size
 from vidi.plan.length import evaluate_every_rule, horizon_rule
 from vidi.plan.network import choose_model, weights_rule
-from vidi.plan.optimizing import batch_size_rule, decide_optimizer, ema_rule, warmup_rule
+from vidi.plan.optimizing import (
+    batch_size_rule,
+    decide_optimizer,
+    ema_every_rule,
+    ema_rule,
+    warmup_rule,
+)
 from vidi.plan.pixels import decide_pixels
 from vidi.plan.values import ModelPlan, Plan, SchedulePlan
 
@@ -78,6 +84,7 @@ def make(config: Config, facts: Facts) -> Plan:
         patience = max(1, math.ceil(train.patience_epochs * steps_per_epoch / evaluate_every))
         decided.reasons["patience_evaluations"] = "asked for, in epochs"
 
+    ema_decay = decided.take("ema_decay", train.ema_decay, ema_rule(horizon))
     return Plan(
         seed=train.seed,
         pixels=pixels,
@@ -93,7 +100,8 @@ def make(config: Config, facts: Facts) -> Plan:
             train.label_smoothing,
             (0.1, "keeps confidence honest; Szegedy et al. 2016"),
         ),
-        ema_decay=decided.take("ema_decay", train.ema_decay, ema_rule(horizon)),
+        ema_decay=ema_decay,
+        ema_every_steps=decided.take("ema_every_steps", None, ema_every_rule(ema_decay)),
         clip_norm=train.clip_norm,
         num_train=num_train,
         horizon_steps=horizon,

@@ -83,3 +83,10 @@ def ema_rule(horizon: int) -> tuple[float, str]:
         return 0.0, "too short a run for an average"
     decay = 1 - 1 / max(50.0, min(1000.0, horizon / 20))
     return decay, "an average over the last twentieth of the run"
+
+
+def ema_every_rule(decay: float) -> tuple[int, str]:
+    """Of an average over 20 steps or more, every fourth tells as much as all of them."""
+    if decay < 0.95:
+        return 1, "a short average looks at every step"
+    return 4, "of so many steps every fourth tells as much, and the step stays cheap"

@@ -69,6 +69,8 @@ class Plan(Frozen):
     evaluation_batch_size: int
     label_smoothing: float
     ema_decay: float
+    # The average moves after so many steps, as far as it would have in all of them.
+    ema_every_steps: int
     clip_norm: float | None
     num_train: int
     # Where the schedule ends; the learning-rate curve depends on this alone.

@@ -7,6 +7,7 @@ that was stopped anywhere and continued writes the same bytes as one that never 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -17,7 +18,7 @@ import torch
 
 from vidi import optim
 from vidi.augment import ImageRandom, Transform
-from vidi.batch import Batch
+from vidi.batch import Batch, joined
 from vidi.data import Loader
 from vidi.errors import StorageError, TrainingError
 from vidi.evaluate import predict
@@ -41,6 +42,8 @@ class Job:
     # None where no image is held out to choose by.
     validation: Loader | None
     augment: Transform
+    # So many batches are augmented at a time; see `_varied`.
+    augment_together: int
     schedule: Callable[[float], float]
     device: torch.device
 
@@ -99,28 +102,25 @@ def loop(plan: Plan, job: Job, state: State, run: Run) -> Generator[Progress]:
         if state.step >= plan.last_step:
             yield from saver.save_last(state, watch)
             return
-        epoch, start = divmod(state.step, plan.steps_per_epoch)
-        batches = job.train.batches(epoch, start)
+        batches = _varied(plan, job, *divmod(state.step, plan.steps_per_epoch))
         try:
             for batch in batches:
                 done = state.step / plan.horizon_steps
-                rng = ImageRandom(plan.seed, epoch, batch.ids.to(job.device))
-                varied = job.augment(_to_device(batch, job.device), rng, done)
                 optim.set_learning_rate(state.optimizer, job.schedule(done))
                 if not state.model.training:
                     state.model.train()
-                result = train_step(state.model, state.optimizer, varied, settings, state.step)
+                result = train_step(state.model, state.optimizer, batch, settings, state.step)
                 state.step += 1
                 watch.at(state.step)
                 if result.finite:
                     state.consecutive_skips = 0
-                    if state.average is not None:
-                        state.average.update(state.model)
                     state.window.loss_sum += result.loss_sum
                     state.window.correct += result.correct
                     state.window.num_images += result.num_images
                 else:
                     _skip(state, batch, plan)
+                if state.average is not None and state.step % plan.ema_every_steps == 0:
+                    state.average.update(state.model, plan.ema_every_steps)
                 if state.step % plan.log_every_steps == 0 or state.step == plan.last_step:
                     _log(plan, job, state, run, watch)
                 yield watch.progress("train", state)
@@ -129,6 +129,30 @@ def loop(plan: Plan, job: Job, state: State, run: Run) -> Generator[Progress]:
                 yield from saver.save_when_due(state, watch)
         finally:
             batches.close()
+
+
+def _varied(plan: Plan, job: Job, epoch: int, start: int) -> Generator[Batch]:
+    """The augmented batches of an epoch from number `start` on, on the device of the model.
+
+    Small batches are augmented several at a time, because each operation takes longer to begin than
+    to do. What is done together depends on a batch's number alone, so that it does not matter where
+    a run was interrupted.
+    """
+    batches = job.train.batches(epoch, start)
+    number = start
+    try:
+        while True:
+            first = number - number % job.augment_together
+            together = list(itertools.islice(batches, first + job.augment_together - number))
+            if not together:
+                return
+            whole = _to_device(joined(together), job.device)
+            rng = ImageRandom(plan.seed, epoch, whole.ids)
+            done = (epoch * plan.steps_per_epoch + first) / plan.horizon_steps
+            yield from job.augment(whole, rng, done).split(plan.batch_size)
+            number += len(together)
+    finally:
+        batches.close()
 
 
 def save(state: State, run: Run) -> None:

@@ -24,6 +24,8 @@ from vidi.step import StepSettings
 from vidi.train.loop import Job
 from vidi.train.state import State, Window
 
+# Batches of fewer values are augmented several at a time, until there are so many.
+AUGMENT_AT_ONCE = 32 << 10
 # The probe may take this share of a planned run, or so many seconds, whichever is more.
 PROBE_SHARE = 0.03
 PROBE_MIN_S = 4.0
@@ -191,6 +193,7 @@ def build_job(
         if len(dataset.indices("validation"))
         else None,
         augment=transform_of(plan, config, extensions),
+        augment_together=_augment_together(plan, config, extensions),
         schedule=_schedule(plan, extensions),
         device=torch.device(plan.execution.device),
     )
@@ -221,6 +224,15 @@ def evaluation_loader(plan: Plan, dataset: Dataset, store: PixelStore, split: Sp
         drop_last=False,
         threads=plan.execution.loader_threads,
     )
+
+
+def _augment_together(plan: Plan, config: Config, extensions: Extensions) -> int:
+    """How many batches are augmented at a time: a pure function of what was asked and planned."""
+    # A function of the user's may look at the whole batch, and images are mixed in pairs.
+    if config.augment.extra or extensions.transforms or plan.batch_size % 2:
+        return 1
+    values = plan.batch_size * plan.pixels.channels * plan.pixels.store_px**2
+    return max(1, min(8, AUGMENT_AT_ONCE // values))
 
 
 def transform_of(plan: Plan, config: Config, extensions: Extensions) -> Transform:

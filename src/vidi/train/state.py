@@ -112,7 +112,7 @@ class State:
                 "num_images": self.window.num_images,
             },
             "optimizer_numbers": _flat(self.optimizer)[1],
-            "average_updates": 0 if self.average is None else self.average.num_updates,
+            "average_steps": 0 if self.average is None else self.average.num_steps,
             "notes": list(self.notes),
         }
 
@@ -141,7 +141,7 @@ class State:
             load_weights(
                 self.average.model, checkpoint.read("ema.safetensors"), origin=f"{origin}, average"
             )
-            self.average.num_updates = counters["average_updates"]
+            self.average.num_steps = counters["average_steps"]
         window = counters["window"]
         self.window = Window(
             torch.tensor(window["loss_sum"], device=device),
