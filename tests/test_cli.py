@@ -64,7 +64,7 @@ def test_help_tells_a_newcomer_where_to_start(vidi: Vidi) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["augment", "train", "plan", "evaluate", "predict", "report", "doctor"]
+    "command", ["audit", "augment", "train", "plan", "evaluate", "predict", "report", "doctor"]
 )
 def test_every_command_explains_itself(vidi: Vidi, command: str) -> None:
     done = vidi(command, "--help")

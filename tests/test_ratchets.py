@@ -101,6 +101,9 @@ PUBLIC = {
     "settings: 'Mapping[str, object] | None' = None, out: 'str | Path | None' = None, "
     "transforms: 'Sequence[Transform]' = (), num_images: 'int' = 8, columns: 'int' = 8, "
     "done: 'float' = 1.0, show: 'Callable[[Any], None] | None' = None) -> 'tuple[Path, Plan]'",
+    "audit": "(data: 'str | Path', config: 'Config | None' = None, *, "
+    "settings: 'Mapping[str, object] | None' = None, out: 'str | Path | None' = None, "
+    "progress: 'Callable[[int, int], None] | None' = None) -> 'Audit'",
     "doctor": "() -> 'Findings'",
     "evaluate": "(run: 'str | Path | Run', data: 'str | Path | None' = None, *, "
     "split: 'str | None' = None, model: 'Callable[..., nn.Module] | None' = None, "
@@ -146,6 +149,7 @@ def test_a_command_stays_a_function_after_its_module_was_imported() -> None:
 
 OPTIONS = {
     "augment": {"--out", "--images", "--columns", "--done", "--config", "--set"},
+    "audit": {"--out", "--strict", "--config", "--set", "--json"},
     "doctor": {"--json"},
     "evaluate": {"--split", "--model", "--tta", "--json"},
     "plan": {"--model", "--epochs", "--minutes", "--config", "--set", "--json"},

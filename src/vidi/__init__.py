@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vidi.batch import Batch
-    from vidi.commands import contact_sheet, doctor, evaluate, plan, report
+    from vidi.commands import audit, contact_sheet, doctor, evaluate, plan, report
     from vidi.config import Config
     from vidi.errors import VidiError
     from vidi.metrics import Evaluation, Predictions
@@ -33,6 +33,7 @@ __all__ = [
     "Run",
     "VidiError",
     "__version__",
+    "audit",
     "contact_sheet",
     "doctor",
     "evaluate",
@@ -52,6 +53,7 @@ _OWNERS = {
     "Predictor": "vidi.predictor",
     "Run": "vidi.run",
     "VidiError": "vidi.errors",
+    "audit": "vidi.commands",
     "contact_sheet": "vidi.commands",
     "doctor": "vidi.commands",
     "evaluate": "vidi.commands",

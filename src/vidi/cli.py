@@ -226,6 +226,48 @@ def augment(
 
 
 @app.command()
+def audit(
+    data: Data,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Write a page with the images that are spoken of, and all findings as JSON, "
+            "into this folder.",
+            show_default=False,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Exit with 3 when there is an error among the findings."),
+    ] = False,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at every image: unreadable, copied, leaking between splits, mislabelled, odd.
+
+    Nothing of yours is changed. `train` does the cheap part of this by itself.
+    """
+    from vidi import audit as look_at
+    from vidi.commands import AUDIT_PAGE
+    from vidi.show import audit_tables, counting
+
+    asked = _asked(config, settings, model=None, epochs=None, minutes=None)
+    with counting("auditing", quiet=as_json) as progress:
+        found = look_at(data, asked, out=out, progress=progress)
+    if as_json:
+        typer.echo(found.to_json(indent=2))
+    else:
+        audit_tables(found)
+        if out is not None:
+            typer.echo(f"page: {out / AUDIT_PAGE}")
+    if strict and found.severity == "error":
+        raise typer.Exit(3)
+
+
+@app.command()
 def evaluate(
     run: RunDirectory,
     data: Annotated[

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from vidi import augment, storage
 from vidi.augment import Transform
 from vidi.batch import Batch
 from vidi.config import Config, parse
-from vidi.data import Dataset, open_dataset
+from vidi.data import Audit, Dataset, open_dataset, pictures
+from vidi.data import audit as look_at
 from vidi.doctor import Findings, examine
 from vidi.errors import DataError, MismatchError, UsageError
 from vidi.facts import SPLITS, Facts, Split
@@ -24,7 +25,8 @@ from vidi.image import encode_png
 from vidi.metrics import Evaluation
 from vidi.plan import Plan
 from vidi.predictor import view_kind
-from vidi.report import write
+from vidi.probe import machine
+from vidi.report import PICTURE_PX, audit_pictures, render_audit, write
 from vidi.restore import build_model, load_best
 from vidi.run import Run
 from vidi.train.finish import fitted_temperature, judge, judged
@@ -121,6 +123,52 @@ def _some_of_each_class(dataset: Dataset, count: int) -> Any:
     firsts = np.searchsorted(labels[order], labels[order], side="left")
     place = np.arange(len(ids)) - firsts
     return ids[order[np.lexsort((labels[order], place))[:count]]]
+
+
+def audit(
+    data: str | Path,
+    config: Config | None = None,
+    *,
+    settings: Mapping[str, object] | None = None,
+    out: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Audit:
+    """Decode every image once and say what is wrong: unreadable files, copies, leaks, odd pictures.
+
+    Args:
+        out: a folder for `audit.html`, a page with the images that are spoken of, and `audit.json`.
+        progress: told (images done, images in all).
+
+    Raises:
+        UsageError: there are no data at that place, or `out` lies among them.
+        DataError: it is no data set of at least two classes.
+        StorageError: the page cannot be written.
+    """
+    asked = (config or Config()).with_settings(settings or {})
+    folder = None if out is None else Path(out)
+    if folder is not None and Path(data).is_dir():
+        _refuse_among(folder, Path(data))
+    threads = asked.machine.loader_threads or machine().usable_cores
+    dataset, found = look_at(open_dataset(data, asked.data), threads=threads, progress=progress)
+    if folder is not None:
+        shown = dict(pictures(dataset, audit_pictures(found), PICTURE_PX))
+        storage.make_folder(folder)
+        storage.write_file(folder / AUDIT_JSON, found.to_json(indent=1).encode())
+        storage.write_file(folder / AUDIT_PAGE, render_audit(found, shown).encode())
+    return found
+
+
+# What `audit` writes into the folder that it is given.
+AUDIT_JSON: Final = "audit.json"
+AUDIT_PAGE: Final = "audit.html"
+
+
+def _refuse_among(folder: Path, root: Path) -> None:
+    if folder.resolve().is_relative_to(root.resolve()):
+        raise UsageError(
+            f"{folder} lies inside the data {root}, where nothing is written",
+            fix="give --out a folder outside of them",
+        )
 
 
 def evaluate(

@@ -13,7 +13,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from vidi.storage import shown
+
 if TYPE_CHECKING:
+    from vidi.data import Audit
     from vidi.train import Prepared
     from vidi.train import Progress as Moment
 
@@ -175,6 +178,104 @@ def decision_table(prepared: Prepared) -> None:
             step.rejected,
         )
     console.print(table)
+
+
+@contextlib.contextmanager
+def counting(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A function to tell (done, in all) to, for work that counts images."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    began_at = said_at = time.monotonic()
+
+    def numbers_of(done: int, of: int) -> str:
+        rate = done / max(1e-6, time.monotonic() - began_at)
+        left = duration((of - done) / rate) if rate else "?"
+        return f"{done:,} of {of:,} images  {rate:,.0f} images/s  {left} left"
+
+    if quiet:
+        yield lambda _done, _of: None
+    elif console.is_terminal:
+        with Progress(
+            TextColumn(what),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            transient=True,
+        ) as bar:
+            task = bar.add_task("", numbers="")
+            yield lambda done, of: bar.update(
+                task, completed=done, total=of, numbers=numbers_of(done, of)
+            )
+    else:
+
+        def say(done: int, of: int) -> None:
+            nonlocal said_at
+            if time.monotonic() - said_at >= PLAIN_EVERY_S:
+                said_at = time.monotonic()
+                _line(f"{what}: {numbers_of(done, of)}")
+
+        yield say
+
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+# Classes that fit on a screen; the page and the JSON have all of them.
+_MAX_CLASSES = 30
+
+
+def audit_tables(audit: Audit) -> None:
+    """What an audit found, the worst first, on standard output."""
+    console = Console(highlight=False)
+    counted = ", ".join(f"{sum(n):,} {split}" for split, n in audit.counts.items() if sum(n))
+    _say(
+        console,
+        f"{audit.name}: {audit.num_used:,} of {audit.num_found:,} files used "
+        f"({counted}) of {len(audit.classes):,} classes; {audit.split_rule}",
+    )
+    for what, reasons in (("left out", audit.quarantined), ("ignored", audit.ignored)):
+        if reasons:
+            listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+            _say(console, f"{what}: {listed}")
+    if audit.height_px and audit.width_px:
+        sides = (f"{name} {low} to {high} px, middle {middle}" for name, (low, middle, high) in (
+            ("width", audit.width_px), ("height", audit.height_px)))  # fmt: skip
+        kinds = ", ".join(f"{count:,} {name}" for name, count in audit.formats.items())
+        _say(console, f"{kinds}; {'; '.join(sides)}")
+    if audit.findings:
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for finding in audit.findings:
+            text = Text(shown(finding.message))
+            first = finding.groups[0] if finding.groups else finding.paths[:1]
+            if first:
+                some = " = " if finding.groups else ""
+                example = some.join(map(shown, first[:3])) + (" = ..." if len(first) > 3 else "")
+                text.append(f"\n  e.g. {example}", style="dim")
+            style = _STYLES[finding.severity]
+            table.add_row(Text(finding.severity, style=style), Text(finding.code), text)
+        console.print()
+        console.print(table)
+    else:
+        _say(console, "nothing stands out")
+    _class_table(console, audit)
+
+
+def _class_table(console: Console, audit: Audit) -> None:
+    splits = [split for split, counts in audit.counts.items() if sum(counts)]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("class", overflow="fold")
+    for split in splits:
+        table.add_column(split, justify="right")
+    for number, name in enumerate(audit.classes[:_MAX_CLASSES]):
+        table.add_row(Text(shown(name)), *(f"{audit.counts[split][number]:,}" for split in splits))
+    console.print()
+    console.print(table)
+    if len(audit.classes) > _MAX_CLASSES:
+        _say(console, f"and {len(audit.classes) - _MAX_CLASSES:,} more classes")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(shown(text)), soft_wrap=True)
 
 
 def _is_new_validation(moment: Moment, last_step: int) -> bool:

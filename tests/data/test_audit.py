@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,9 @@ from vidi.data import (
     Finding,
     audit,
     audit_store,
-    near_duplicate_groups,
     open_dataset,
     open_store,
+    pictures,
 )
 from vidi.data.duplicates import exact_pairs, groups_of, near_pairs
 from vidi.facts import SPLITS
@@ -53,12 +54,16 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "d"
 
 
+def audited(path: Path, asked: DataConfig | None = None) -> Audit:
+    return audit(open_dataset(path, asked))[1]
+
+
 def findings(report: Audit) -> dict[str, Finding]:
     return {finding.code: finding for finding in report.findings}
 
 
 def test_a_clean_folder_has_nothing_to_say(root: Path) -> None:
-    report = audit(open_dataset(root))
+    report = audited(root)
     assert report.findings == ()
     assert report.severity is None
     assert (report.num_found, report.num_used) == (60, 60)
@@ -74,7 +79,7 @@ def test_exact_copies_are_told_by_where_they_are(root: Path) -> None:
     shutil.copy(root / "train" / "cat" / "1.jpg", root / "train" / "dog" / "same.jpg")
     shutil.copy(root / "train" / "cat" / "2.jpg", root / "test" / "cat" / "known.jpg")
     dataset = open_dataset(root)
-    report = audit(dataset)
+    _, report = audit(dataset)
     found = findings(report)
     assert report.severity == "error"
     assert found["DUPLICATE"].count == 4
@@ -100,7 +105,7 @@ def test_the_same_picture_saved_again_is_found(root: Path, change: str) -> None:
             )
         name = "again.png" if change == "format" else "again.jpg"
         save(root / "test" / "dog" / name, image, quality=60 if change == "quality" else 90)
-    found = findings(audit(open_dataset(root)))
+    found = findings(audited(root))
     assert found["LEAK"].paths == (f"test/dog/{name}",)
     assert found["NEAR_CONFLICT"].groups == ((f"test/dog/{name}", "train/cat/3.jpg"),)
 
@@ -112,7 +117,7 @@ def test_what_cannot_be_read_is_listed_by_reason(root: Path) -> None:
     (root / "test" / "dog" / "1.jpg").write_bytes(b"<html>")
     (root / "train" / "dog" / "x.heic").write_bytes(b"x")
     (root / "train" / "dog" / "notes.txt").write_bytes(b"x")
-    report = audit(open_dataset(root))
+    report = audited(root)
     found = findings(report)
     for code, name in (
         ("TRUNCATED", "train/cat/0.jpg"),
@@ -142,7 +147,7 @@ def test_odd_pictures_are_pointed_at(root: Path) -> None:
     exif[274] = 6
     picture(505).save(turned, "JPEG", exif=exif)
     (root / "train" / "dog" / "turned.jpg").write_bytes(turned.getvalue())
-    found = findings(audit(open_dataset(root)))
+    found = findings(audited(root))
     for code, path in (
         ("BLANK", "train/cat/blank.png"),
         ("DARK", "train/cat/dark.png"),
@@ -160,7 +165,7 @@ def test_odd_pictures_are_pointed_at(root: Path) -> None:
 def test_few_images_and_twins_by_name_are_said(root: Path) -> None:
     for number in range(3):
         save(root / "train" / "Dog " / f"{number}.jpg", picture(700 + number))
-    report = audit(open_dataset(root))
+    report = audited(root)
     assert any("two names" in f.message for f in report.findings if f.code == "CLASSES")
     assert findings(report)["FEW_IMAGES"].message.endswith("Dog ")
 
@@ -170,16 +175,14 @@ def test_classes_that_share_pictures_are_twins(root: Path) -> None:
         shutil.copy(
             root / "train" / "cat" / f"{number}.jpg", root / "train" / "dog" / f"c{number}.jpg"
         )
-    assert (
-        "'cat' and 'dog' share 8 pictures" in findings(audit(open_dataset(root)))["TWINS"].message
-    )
+    assert "'cat' and 'dog' share 8 pictures" in findings(audited(root))["TWINS"].message
 
 
 def test_a_size_that_tells_the_class_is_a_shortcut(tmp_path: Path) -> None:
     for number in range(40):
         save(tmp_path / "d" / "cat" / f"{number}.jpg", picture(number, side=100))
         save(tmp_path / "d" / "dog" / f"{number}.jpg", picture(100 + number, side=90))
-    found = findings(audit(open_dataset(tmp_path / "d")))
+    found = findings(audited(tmp_path / "d"))
     assert "tell the class of 100%" in found["SHORTCUT"].message
 
 
@@ -188,14 +191,13 @@ def test_sizes_without_meaning_are_no_shortcut(tmp_path: Path) -> None:
     for number in range(60):
         side = int(rng.integers(90, 94))
         save(tmp_path / "d" / "ab"[number % 2] / f"{number}.jpg", picture(number, side=side))
-    assert "SHORTCUT" not in findings(audit(open_dataset(tmp_path / "d")))
+    assert "SHORTCUT" not in findings(audited(tmp_path / "d"))
 
 
 def test_nothing_is_written_and_the_fingerprint_is_known_afterwards(root: Path) -> None:
     """P8"""
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    dataset = open_dataset(root)
-    report = audit(dataset)
+    report = audited(root)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     assert report.fingerprint == open_dataset(root).fingerprint
 
@@ -219,33 +221,64 @@ def test_a_store_is_enough_for_leaks(root: Path) -> None:
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
     )
-    report = audit_store(dataset, open_store(dataset, contract))
+    _, report = audit_store(dataset, open_store(dataset, contract))
     assert findings(report)["LEAK"].paths == ("test/cat/again.jpg",)
     assert set(report.leaked) == {"validation", "test"}
 
 
-def test_near_copies_need_not_straddle_the_splits_that_vidi_cuts(tmp_path: Path) -> None:
+def test_copies_never_straddle_a_cut_that_vidi_makes(tmp_path: Path) -> None:
     """Bursts of five photos: a random split would have nearly each test photo in training."""
     for burst in range(40):
         for shot in range(5):
             path = tmp_path / "d" / "ab"[burst % 2] / f"{burst:02d}-{shot}.jpg"
             save(path, picture(burst), quality=60 + 8 * shot)
     dataset = open_dataset(tmp_path / "d", DataConfig(validation_fraction=0.2))
-    contract = PixelContract(
-        image_px=32,
-        store_px=32,
-        channels=3,
-        resize="squash",
-        interpolation="bilinear",
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-    )
-    store = open_store(dataset, contract)
-    assert len(audit_store(dataset, store).leaked["test"]) > 30
-    better = dataset.regrouped(near_duplicate_groups(dataset, store))
+    bursts = np.arange(200) // 5
+    trained = set(bursts[dataset.split == 0])
+    assert sum(burst in trained for burst in bursts[dataset.split == 2]) > 30
+    better, report = audit(dataset)
     assert [better.num_expected(split) for split in SPLITS] == [120, 40, 40]
-    assert audit_store(better, store).leaked == {"validation": (), "test": ()}
-    assert "groups kept together" in better.split_rule
+    assert report.leaked == {"validation": (), "test": ()}
+    assert "groups kept together" in report.split_rule
+    assert report.fingerprint == better.fingerprint != dataset.fingerprint
+    for burst in range(40):
+        assert len(set(better.split[bursts == burst])) == 1
+    # What an audit remembers is enough to split again in the same way.
+    again = Audit.from_json(report.to_json()).regroup(
+        open_dataset(tmp_path / "d", DataConfig(validation_fraction=0.2))
+    )
+    assert (again.split == better.split).all()
+
+
+def test_splits_that_the_owner_gave_stay_as_they_are(root: Path) -> None:
+    shutil.copy(root / "train" / "cat" / "2.jpg", root / "test" / "cat" / "known.jpg")
+    dataset = open_dataset(root)
+    better, report = audit(dataset)
+    assert (better.split == dataset.split).all()
+    assert len(report.leaked["test"]) == 1
+
+
+def test_names_that_are_no_text_come_back_as_they_were(root: Path) -> None:
+    """D27"""
+    name = os.fsdecode(b"\xff\xfe.jpg")
+    shutil.copy(root / "train" / "cat" / "2.jpg", root / "train" / "cat" / name)
+    report = audited(root)
+    assert findings(report)["DUPLICATE"].groups == (("train/cat/2.jpg", f"train/cat/{name}"),)
+    assert Audit.from_json(report.to_json()) == report
+
+
+def test_the_pictures_of_a_finding_have_the_shape_of_their_files(root: Path) -> None:
+    save(root / "train" / "dog" / "long.jpg", picture(501).resize((600, 100)))
+    (root / "train" / "dog" / "bad.jpg").write_bytes(b"x")
+    dataset = open_dataset(root)
+    names = ["train/dog/long.jpg", "train/dog/bad.jpg", "train/cat/0.jpg", "not there"]
+    shown = dict(pictures(dataset, names, 60))
+    assert {name: pixels.shape for name, pixels in shown.items()} == {
+        "train/cat/0.jpg": (60, 60, 3),
+        "train/dog/long.jpg": (10, 60, 3),
+    }
+    small = open_dataset("digits")
+    assert dict(pictures(small, ["000003"], 60))["000003"].shape == (8, 8, 1)
 
 
 def test_pairs_are_found_among_many() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vidi.data.audit import Audit, Finding, audit, audit_store, near_duplicate_groups
+from vidi.data.audit import Audit, Finding, audit, audit_store, pictures
 from vidi.data.cache import cache_folder
 from vidi.data.dataset import Dataset, Skipped
 from vidi.data.loader import Loader, order_of
@@ -23,8 +23,8 @@ __all__ = [
     "audit_store",
     "cache_folder",
     "measure_symmetry",
-    "near_duplicate_groups",
     "open_dataset",
     "open_store",
     "order_of",
+    "pictures",
 ]

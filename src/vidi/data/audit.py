@@ -7,13 +7,14 @@ decided by the data set itself (unreadable files, files without a class) and by 
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, cast
+from typing import Final, Literal, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from vidi.data.duplicates import (
     thumbnails,
 )
 from vidi.data.resample import fast_resize
-from vidi.data.split import TRAIN
+from vidi.data.split import TRAIN, Groups
 from vidi.data.store import PixelStore
 from vidi.errors import UnreadableImage
 from vidi.facts import SPLITS, Frozen, Split
@@ -94,9 +95,13 @@ class Audit(Frozen):
     # Shortest, middle and longest; None where there are no files.
     height_px: tuple[int, int, int] | None
     width_px: tuple[int, int, int] | None
+    # No image has any colour; False where nobody looked.
+    grey: bool
     findings: tuple[Finding, ...]
-    # Images of a split that training shows too, exactly or nearly.
+    # Ids of a split that training shows too, exactly or nearly.
     leaked: dict[Split, tuple[int, ...]]
+    # Ids that show the same picture, group by group.
+    same: tuple[tuple[int, ...], ...]
     elapsed_s: float
 
     @property
@@ -105,6 +110,22 @@ class Audit(Frozen):
         order: tuple[Severity, ...] = ("error", "warning", "note")
         present = {finding.severity for finding in self.findings}
         return next((level for level in order if level in present), None)
+
+    def regroup(self, dataset: Dataset) -> Dataset:
+        """The same rows, split so that no picture is on both sides of a cut that vidi makes."""
+        groups = np.full(len(dataset), -1, dtype=np.int64)
+        for number, ids in enumerate(self.same):
+            groups[list(ids)] = number
+        return dataset.regrouped(groups)
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """In ASCII: a file name may hold bytes that are no text, and must come back as it was."""
+        return json.dumps(self.model_dump(), indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Raises ValueError."""
+        return cls.model_validate(json.loads(text))
 
 
 class Duplicates(NamedTuple):
@@ -130,10 +151,9 @@ def find_duplicates(dataset: Dataset, small: Pixels) -> Duplicates:
     return Duplicates(exact, near[~copies[near].any(axis=1)])
 
 
-def leaked(dataset: Dataset, pairs: Pairs) -> dict[Split, Indices]:
+def leaked(dataset: Dataset, groups: Groups) -> dict[Split, Indices]:
     """Ids of each split but training that show a picture which training shows too."""
     found: dict[Split, Indices] = {}
-    groups = groups_of(pairs, len(dataset))
     trained = np.unique(groups[(groups >= 0) & (dataset.split == TRAIN)])
     for number, name in enumerate(SPLITS):
         if number != TRAIN:
@@ -142,8 +162,14 @@ def leaked(dataset: Dataset, pairs: Pairs) -> dict[Split, Indices]:
     return found
 
 
-def audit(dataset: Dataset, *, threads: int = 2, progress: Progress | None = None) -> Audit:
-    """Decode every file once and say what was seen. Raises nothing about the images."""
+def audit(
+    dataset: Dataset, *, threads: int = 2, progress: Progress | None = None
+) -> tuple[Dataset, Audit]:
+    """Decode every file once and say what was seen. Raises nothing about the images.
+
+    Returns the data set as training would use it: without what cannot be decoded, and with copies
+    of one picture on one side of every cut that vidi makes.
+    """
     began_at = time.perf_counter()
     seen = _look(dataset, threads, progress)
     dataset.source.remember(seen.digests)
@@ -153,18 +179,43 @@ def audit(dataset: Dataset, *, threads: int = 2, progress: Progress | None = Non
     return _judge(dataset, seen.small, seen, began_at)
 
 
-def audit_store(dataset: Dataset, store: PixelStore) -> Audit:
+def audit_store(dataset: Dataset, store: PixelStore) -> tuple[Dataset, Audit]:
     """The part of an audit that needs no file: what the decoded pixels of a store tell.
 
     `dataset` is the one without the rows that the store could not decode.
     """
-    began_at = time.perf_counter()
-    return _judge(dataset, thumbnails(store.images), None, began_at)
+    return _judge(dataset, thumbnails(store.images), None, time.perf_counter())
 
 
-def near_duplicate_groups(dataset: Dataset, store: PixelStore) -> Indices:
-    """(N,) groups for `Dataset.regrouped`: rows that show the same picture."""
-    return groups_of(find_duplicates(dataset, thumbnails(store.images)).all, len(dataset))
+def pictures(dataset: Dataset, names: Iterable[str], side_px: int) -> Iterator[tuple[str, Pixels]]:
+    """(name, pixels (H, W, C)) of those that can be read, the longer side at most `side_px`."""
+    wanted = set(names)
+    contract = _COLOUR.model_copy(
+        update={"image_px": side_px, "store_px": side_px, "interpolation": "bicubic"}
+    )
+    for row in range(len(dataset)) if wanted else ():
+        name = dataset.name_of(row)
+        if name in wanted:
+            try:
+                yield name, _picture(dataset, row, contract)
+            except UnreadableImage:
+                continue
+
+
+def _picture(dataset: Dataset, row: int, contract: PixelContract) -> Pixels:
+    pixels = dataset.source.pixels(row)
+    if pixels is not None:
+        if max(pixels.shape[:2]) <= contract.store_px:
+            return pixels
+        return image.prepare_array(pixels, contract.model_copy(update={"resize": "pad"}))
+    data = dataset.read(row)
+    seen, whole = image.examine(data, contract.model_copy(update={"resize": "pad"}))
+    # Without what was filled up around it.
+    scale = contract.store_px / max(seen.height_px, seen.width_px)
+    height, width = (max(1, round(scale * side)) for side in (seen.height_px, seen.width_px))
+    top, left = (contract.store_px - height) // 2, (contract.store_px - width) // 2
+    part: Pixels = whole[top : top + height, left : left + width]
+    return part
 
 
 # Looking ------------------------------------------------------------------------------------------
@@ -238,12 +289,16 @@ def _look(dataset: Dataset, threads: int, progress: Progress | None) -> _Seen:
 # Judging ------------------------------------------------------------------------------------------
 
 
-def _judge(dataset: Dataset, small: Pixels, seen: _Seen | None, began_at: float) -> Audit:
+def _judge(
+    dataset: Dataset, small: Pixels, seen: _Seen | None, began_at: float
+) -> tuple[Dataset, Audit]:
     twice = find_duplicates(dataset, small)
-    leaks = leaked(dataset, twice.all)
+    groups = groups_of(twice.all, len(dataset))
+    dataset = dataset.regrouped(groups)
+    leaks = leaked(dataset, groups)
     findings = [
+        *_leaks(dataset, leaks, groups, leaked(dataset, groups_of(twice.exact, len(dataset)))),
         *_set_aside(dataset),
-        *_leaks(dataset, leaks, twice),
         *_duplicates(dataset, twice),
         *_classes(dataset, twice),
         *_appearance(dataset, small),
@@ -254,7 +309,7 @@ def _judge(dataset: Dataset, small: Pixels, seen: _Seen | None, began_at: float)
     order: tuple[Severity, ...] = ("error", "warning", "note")
     findings.sort(key=lambda finding: order.index(finding.severity))
     used = int(dataset.usable.sum())
-    return Audit(
+    return dataset, Audit(
         name=dataset.name,
         fingerprint=dataset.fingerprint,
         classes=dataset.classes,
@@ -268,8 +323,10 @@ def _judge(dataset: Dataset, small: Pixels, seen: _Seen | None, began_at: float)
         notes=_tally(note for shape in shapes for note in shape.notes),
         height_px=_extent([shape.height_px for shape in shapes]),
         width_px=_extent([shape.width_px for shape in shapes]),
+        grey=bool(shapes) and all(shape.grey for shape in shapes),
         findings=tuple(findings),
         leaked={split: tuple(ids.tolist()) for split, ids in leaks.items()},
+        same=tuple(map(tuple, _members(groups))),
         elapsed_s=time.perf_counter() - began_at,
     )
 
@@ -330,8 +387,13 @@ _REASONS: Final = {
 }
 
 
-def _leaks(dataset: Dataset, leaks: dict[Split, Indices], twice: Duplicates) -> Iterator[Finding]:
-    groups = groups_of(twice.all, len(dataset))
+def _leaks(
+    dataset: Dataset,
+    leaks: dict[Split, Indices],
+    groups: Groups,
+    exact: dict[Split, Indices],
+) -> Iterator[Finding]:
+    members = _members(groups)
     for split, ids in leaks.items():
         if not len(ids):
             continue
@@ -340,11 +402,12 @@ def _leaks(dataset: Dataset, leaks: dict[Split, Indices], twice: Duplicates) -> 
             code="LEAK",
             severity="error",
             message=f"{len(ids):,} {split} image{'s' if len(ids) > 1 else ''} ({share:.1%}) can "
-            "also be seen in training: results on them say nothing",
+            f"also be seen in training, {len(exact[split]):,} as exact copies: results on them say "
+            "nothing",
             count=len(ids),
             paths=tuple(dataset.name_of(int(row)) for row in ids[:MAX_EXAMPLES]),
             groups=tuple(
-                tuple(dataset.name_of(int(row)) for row in np.flatnonzero(groups == groups[one]))
+                tuple(dataset.name_of(row) for row in members[int(groups[one])])
                 for one in ids[:MAX_EXAMPLES]
             ),
         )
@@ -381,11 +444,7 @@ def _grouped(
     rows = np.unique(pairs)
     if not len(rows):
         return
-    groups = groups_of(pairs, len(dataset))
-    members: dict[int, list[int]] = {}
-    for row in rows.tolist():
-        members.setdefault(int(groups[row]), []).append(row)
-    shown = list(members.values())[:MAX_EXAMPLES]
+    shown = _members(groups_of(pairs, len(dataset)))[:MAX_EXAMPLES]
     yield Finding(
         code=code,
         severity=severity,
@@ -394,6 +453,14 @@ def _grouped(
         paths=tuple(dataset.name_of(row) for row in rows[:MAX_EXAMPLES].tolist()),
         groups=tuple(tuple(dataset.name_of(row) for row in group) for group in shown),
     )
+
+
+def _members(groups: Groups) -> list[list[int]]:
+    """The rows of each group, in the order of the groups' numbers."""
+    rows = np.flatnonzero(groups >= 0)
+    rows = rows[np.argsort(groups[rows], kind="stable")]
+    parts = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1)
+    return [part.tolist() for part in parts if len(part)]
 
 
 def _classes(dataset: Dataset, twice: Duplicates) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, TypeVar, final
+from typing import Any, NamedTuple, Protocol, TypeVar, final
 
 import numpy as np
 import scipy.sparse
@@ -165,7 +165,7 @@ class Dataset:
         more = tuple(
             Skipped(self.name_of(int(i)), reason, text) for i, text in zip(out, texts, strict=True)
         )
-        return replace(self, usable=usable, quarantined=self.quarantined + more, _facts=[])
+        return self._with(usable=usable, quarantined=self.quarantined + more)
 
     def regrouped(self, groups: Groups) -> Dataset:
         """Splits cut anew where vidi cuts them, so that rows of one group stay on one side.
@@ -173,11 +173,19 @@ class Dataset:
         groups: (N,) numbers from 0, -1 for rows by themselves, e.g. from `near_duplicates`. Groups
         of the owner's are kept together with them. Splits that the owner gave stay as they are.
         """
-        if self.given is None:
+        if self.given is None or not (groups >= 0).any():
             return self
         both = groups if self.groups is None else merge_groups(groups, self.groups)
         split, words = complete(self.given, self.labels, self.source.hashes(), self.rule, both)
-        return replace(self, split=split, split_rule=words, groups=both, _facts=[], _fingerprint=[])
+        return self._with(split=split, split_rule=words, groups=both, _fingerprint=[])
+
+    def _with(self, **changed: Any) -> Dataset:
+        """Another value, whose facts are counted anew; what was sampled for them stays, because
+        decisions were made from it."""
+        made = replace(self, **changed, _facts=[])
+        if self._facts:
+            made._facts.append(self._facts[0].model_copy(update=_counted(made)))
+        return made
 
     def fold(self, number: int, count: int) -> Dataset:
         """For cross-validation: of all rows that are not for the test, fold `number` of `count`
@@ -193,7 +201,7 @@ class Dataset:
         split = self.split.copy()
         split[rows] = np.where(places == number, VALIDATION, TRAIN)
         words = f"fold {number + 1} of {count}, stratified, seed {self.rule.seed}"
-        return replace(self, split=split, split_rule=words, _facts=[], _fingerprint=[])
+        return self._with(split=split, split_rule=words, _fingerprint=[])
 
     def facts(self) -> DatasetFacts:
         """Counted and sampled; computed once."""
@@ -295,17 +303,20 @@ def _facts(dataset: Dataset) -> DatasetFacts:
             fix="look at one of them: " + dataset.name_of(int(sample[0])),
         )
     return DatasetFacts(
-        name=dataset.name,
-        fingerprint=dataset.fingerprint,
-        classes=dataset.classes,
-        counts={split: dataset.counts(split) for split in SPLITS},
-        height_px=_quartiles(heights),
-        width_px=_quartiles(widths),
-        grey=grey,
-        split_rule=dataset.split_rule,
-        quarantined=dict(Counter(entry.reason for entry in dataset.quarantined)),
-        ignored=dict(Counter(entry.reason for entry in dataset.ignored)),
+        height_px=_quartiles(heights), width_px=_quartiles(widths), grey=grey, **_counted(dataset)
     )
+
+
+def _counted(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "classes": dataset.classes,
+        "counts": {split: dataset.counts(split) for split in SPLITS},
+        "split_rule": dataset.split_rule,
+        "quarantined": dict(Counter(entry.reason for entry in dataset.quarantined)),
+        "ignored": dict(Counter(entry.reason for entry in dataset.ignored)),
+    }
 
 
 def _inspect(dataset: Dataset) -> Callable[[int], tuple[int, int, bool] | None]:

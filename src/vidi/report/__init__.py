@@ -1,15 +1,26 @@
-"""A run -> one self-contained HTML page that opens from the file system."""
+"""A run or an audit -> one self-contained HTML page that opens from the file system."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from vidi.report.audit import PICTURE_PX, audit_pictures, render_audit
 from vidi.report.data import Pictures, ReportData, load
 from vidi.report.page import assemble
 from vidi.report.views import views_of
 from vidi.run import Run
 
-__all__ = ["Pictures", "ReportData", "load", "render", "views_of", "write"]
+__all__ = [
+    "PICTURE_PX",
+    "Pictures",
+    "ReportData",
+    "audit_pictures",
+    "load",
+    "render",
+    "render_audit",
+    "views_of",
+    "write",
+]
 
 
 def write(run: Run) -> Path:

@@ -12,18 +12,37 @@ import hashlib
 import importlib.resources
 import json
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
-# In the order in which they need one another; each is a plain ES module, served as it is by a live
-# page and joined into one here.
+
+class Section(NamedTuple):
+    """One part of a page: where it stands, and what is said above it."""
+
+    name: str
+    short: str
+    heading: str
+    lede: str
+
+
+class Kind(NamedTuple):
+    """A sort of page: its sections after the summary, and its scripts.
+
+    The modules stand in the order in which they need one another; each is a plain ES module, served
+    as it is by a live page and joined into one here.
+    """
+
+    sections: tuple[Section, ...]
+    modules: tuple[str, ...]
+    charts: bool
+
+
+_SHARED: Final = ("format.js", "dom.js", "theme.js", "start.js")
 MODULES: Final = (
-    "format.js",
-    "dom.js",
-    "theme.js",
+    *_SHARED,
     "chart.js",
     "table.js",
     "pictures.js",
@@ -37,6 +56,78 @@ MODULES: Final = (
     "environment.js",
     "main.js",
 )
+RUN: Final = Kind(
+    (
+        Section(
+            "mistakes",
+            "Mistakes",
+            "The worst mistakes",
+            "Wrong, and sure of it. What is wrong here is sometimes the label.",
+        ),
+        Section(
+            "confusion",
+            "Mix-ups",
+            "What is taken for what",
+            "Rows are the labels, columns the answers. Choose a cell to see its pictures.",
+        ),
+        Section(
+            "classes",
+            "Classes",
+            "Class by class",
+            "Sort by any column. Bars span the 95% interval of what is found.",
+        ),
+        Section(
+            "trust",
+            "Trust",
+            "Can the probabilities be believed?",
+            "An answer given with 80% should be right in 80 of 100 cases.",
+        ),
+        Section(
+            "curves",
+            "Training",
+            "How it learnt",
+            "Every evaluation and every logged step of the run.",
+        ),
+        Section(
+            "plan",
+            "Plan",
+            "What was decided, and why",
+            "Every number of the run that was not asked for has its reason.",
+        ),
+        Section(
+            "data",
+            "Data",
+            "The images",
+            "Everything that was found, and what became of it.",
+        ),
+        Section(
+            "environment",
+            "Machine",
+            "Where it ran",
+            "What it takes to get the same numbers again.",
+        ),
+    ),
+    MODULES,
+    charts=True,
+)
+AUDIT: Final = Kind(
+    (
+        Section(
+            "findings",
+            "Findings",
+            "What was found",
+            "The worst first. Every image was looked at; none was changed.",
+        ),
+        Section(
+            "data",
+            "Images",
+            "The images",
+            "Every file is used, left out or ignored.",
+        ),
+    ),
+    (*_SHARED, "table.js", "data.js", "audit.js"),
+    charts=False,
+)
 _ASSETS: Final = importlib.resources.files("vidi.report") / "assets"
 _UPLOT: Final = importlib.resources.files("vidi.report") / "vendor" / "uplot"
 
@@ -45,10 +136,10 @@ _EXPORT: Final = re.compile(r"^export (?=(?:async )?(?:function|const|class) )",
 _LEFT_OVER: Final = re.compile(r"^(?:import|export)\b.*$", re.MULTILINE)
 
 
-def script() -> str:
-    """All modules as one, without their imports and exports."""
+def script(modules: Iterable[str] = MODULES) -> str:
+    """Some modules as one, without their imports and exports."""
     parts = []
-    for name in MODULES:
+    for name in modules:
         source = (_ASSETS / name).read_text(encoding="utf-8")
         plain = _EXPORT.sub("", _IMPORT.sub("", source))
         left = _LEFT_OVER.search(plain)
@@ -69,14 +160,14 @@ def style() -> str:
     ).read_text(encoding="utf-8")
 
 
-def assemble(views: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
+def assemble(views: Mapping[str, Mapping[str, Any]], *, title: str, kind: Kind = RUN) -> str:
     """The whole file. `title` is shown as text, like everything in `views`."""
-    scripts, styles = [charts(), script()], style()
+    scripts, styles = [charts() if kind.charts else "", script(kind.modules)], style()
     policy = "; ".join(
         [
             "default-src 'none'",
             "img-src data:",
-            f"script-src {' '.join(map(_hashed, scripts))}",
+            f"script-src {' '.join(_hashed(text) for text in scripts if text)}",
             f"style-src {_hashed(styles)}",
             "base-uri 'none'",
             "form-action 'none'",
@@ -94,6 +185,7 @@ def assemble(views: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
         style=Markup(styles),
         charts=Markup(scripts[0]),
         script=Markup(scripts[1]),
+        sections=[section for section in kind.sections if section.name in views],
         views={name: Markup(_json(view)) for name, view in views.items()},
     )
 
