@@ -64,7 +64,8 @@ def test_help_tells_a_newcomer_where_to_start(vidi: Vidi) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["audit", "augment", "train", "plan", "evaluate", "predict", "report", "doctor"]
+    "command",
+    ["audit", "augment", "models", "train", "plan", "evaluate", "predict", "report", "doctor"],
 )
 def test_every_command_explains_itself(vidi: Vidi, command: str) -> None:
     done = vidi(command, "--help")
@@ -163,6 +164,26 @@ def test_predict_reports_what_it_cannot_read_and_goes_on(
     assert done.status == 3
     assert "letter.jpg" in done.err
     assert "000.jpg" in done.out
+
+
+def test_models_lists_what_there_is(vidi: Vidi) -> None:
+    done = vidi("models", "efficientnet_lite")
+    assert done.status == 0
+    first = next(line for line in done.out.splitlines() if "efficientnet_lite0" in line)
+    assert first.split()[1:] == [
+        "4.65",
+        "M",
+        "385.8",
+        "M",
+        "224",
+        "75.5%",
+        "Apache-2.0,",
+        "at",
+        "hand",
+    ]
+    (lenet,) = json.loads(vidi("models", "lenet5", "--json").out)
+    assert (lenet["name"], lenet["accuracy"], lenet["at_hand"]) == ("lenet5", None, False)
+    refused(vidi("models", "rasnet"), 2, "rasnet", "vidi models")
 
 
 def test_doctor_knows_the_machine(vidi: Vidi) -> None:

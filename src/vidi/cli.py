@@ -362,6 +362,30 @@ def report(run: RunDirectory) -> None:
 
 
 @app.command()
+def models(
+    filter: Annotated[
+        str,
+        typer.Argument(
+            metavar="[FILTER]", help="Part of a name, or a pattern.", show_default=False
+        ),
+    ] = "",
+    timm: Annotated[bool, typer.Option("--timm", help="List timm's models too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the networks: size, cost, published accuracy, licence, and what is at hand."""
+    from dataclasses import asdict
+
+    from vidi import models as listed
+    from vidi.show import models_table
+
+    found = listed(filter, timm=timm)
+    if as_json:
+        _print_json([asdict(line) for line in found])
+    else:
+        models_table(found)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine has, what is missing, and what to do about it."""
     from vidi import doctor as examine

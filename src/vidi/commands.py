@@ -23,6 +23,7 @@ from vidi.errors import DataError, MismatchError, UsageError
 from vidi.facts import SPLITS, Facts, Split
 from vidi.image import encode_png
 from vidi.metrics import Evaluation
+from vidi.model import Listing, list_models
 from vidi.plan import Plan
 from vidi.predictor import view_kind
 from vidi.probe import machine
@@ -252,3 +253,23 @@ def report(run: str | Path | Run) -> Path:
 def doctor() -> Findings:
     """What this machine has, what is missing, and what to do about it."""
     return examine()
+
+
+def models(filter: str = "", *, timm: bool = False) -> tuple[Listing, ...]:
+    """The models whose names contain `filter`, with what they cost; no weight is allocated.
+
+    Args:
+        filter: part of a name, or a pattern such as "resnet*"; "" for all.
+        timm: those of timm too, by name and with what is published of them.
+
+    Raises:
+        MissingExtra: timm is asked for and not installed.
+        UsageError: nothing is called like that.
+    """
+    found = list_models(filter, timm=timm)
+    if not found:
+        raise UsageError(
+            f"no model is called like '{filter}'",
+            fix="`vidi models` lists all, `vidi models --timm` those of timm too",
+        )
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from vidi.storage import shown
 
 if TYPE_CHECKING:
     from vidi.data import Audit
+    from vidi.model import Listing
     from vidi.train import Prepared
     from vidi.train import Progress as Moment
 
@@ -219,6 +220,30 @@ def counting(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int],
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 # Classes that fit on a screen; the page and the JSON have all of them.
 _MAX_CLASSES = 30
+
+
+def models_table(listed: Sequence[Listing]) -> None:
+    """One line for each model, on standard output."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("model", no_wrap=True)
+    for heading in ("parameters", "mult-adds", "px", "ImageNet"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("weights", no_wrap=True)
+    for line in listed:
+        weights = line.licence or ("" if line.accuracy is None else "licence unknown")
+        if weights:
+            weights += ", at hand" if line.at_hand else ", to download"
+        table.add_row(
+            line.name,
+            "" if line.parameters is None else f"{line.parameters / 1e6:,.2f} M",
+            "" if line.multiply_adds is None else f"{line.multiply_adds / 1e6:,.1f} M",
+            "" if line.image_px is None else str(line.image_px),
+            "" if line.accuracy is None else f"{line.accuracy:.1%}",
+            weights,
+        )
+    console = Console(highlight=False)
+    # A pipe has no width to fit into.
+    console.print(table, soft_wrap=True, width=None if console.is_terminal else 120)
 
 
 def audit_tables(audit: Audit) -> None:
