@@ -241,9 +241,9 @@ def models_table(listed: Sequence[Listing]) -> None:
             "" if line.accuracy is None else f"{line.accuracy:.1%}",
             weights,
         )
-    console = Console(highlight=False)
     # A pipe has no width to fit into.
-    console.print(table, soft_wrap=True, width=None if console.is_terminal else 120)
+    width = None if sys.stdout.isatty() else 160
+    Console(highlight=False, width=width).print(table)
 
 
 def audit_tables(audit: Audit) -> None:
