@@ -101,7 +101,7 @@ def contact_sheet(
         raise UsageError(f"{path} is a folder", fix="name a file: --out augment.png")
     dataset, store, _, made = looked_at(data, asked, say=show or (lambda _: None))
     ids = _some_of_each_class(dataset, num_images)
-    images = torch.from_numpy(store.images[ids]).permute(0, 3, 1, 2)
+    images = torch.from_numpy(store.take(ids)[0]).permute(0, 3, 1, 2)
     batch = Batch(images, torch.from_numpy(dataset.labels[ids]), torch.from_numpy(ids))
     transform = transform_of(made, asked, Extensions(transforms=tuple(transforms)))
     sheet = augment.contact_sheet(batch, transform, columns=columns, seed=made.seed, done=done)
@@ -212,6 +212,7 @@ def evaluate(
         )
     chosen = _split(split, dataset)
     kind = view_kind(made) if tta else "plain"
+    made = _decoded_first(made)
     dataset, store = decoded(dataset, made, config, say=tell)
     torch.set_num_threads(made.execution.threads)
     classifier = build_model(made, model)
@@ -227,6 +228,12 @@ def evaluate(
     if own:
         write(opened)
     return evaluation
+
+
+def _decoded_first(made: Plan) -> Plan:
+    """Nothing trains meanwhile, so there is nothing to decode alongside."""
+    execution = made.execution.model_copy(update={"build": "before"})
+    return made.model_copy(update={"execution": execution})
 
 
 def _split(asked: str | None, dataset: Dataset) -> Split:

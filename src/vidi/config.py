@@ -51,6 +51,12 @@ class DataConfig(Frozen):
     max_unreadable_fraction: Fraction = Field(
         0.05, description="stop when a larger share of the files cannot be decoded"
     )
+    store: Literal["disk", "memory", "device", "stream"] | None = Field(
+        None, description="where decoded pixels wait; stream: decoded again in every epoch"
+    )
+    build: Literal["before", "alongside"] | None = Field(
+        None, description="decode everything before the first step, or while training"
+    )
     cache_dir: str | None = Field(
         None, description="where decoded pixels are kept; $VIDI_CACHE or the user's cache folder"
     )
@@ -96,6 +102,9 @@ class TrainConfig(Frozen):
     clip_norm: Annotated[float, Field(gt=0.0)] | None = Field(
         None, description="largest norm of the gradient of one update"
     )
+    sampling: Literal["each", "balanced", "weighted"] | None = Field(
+        None, description="how often an image comes up: once, classes alike, or by its weight"
+    )
     patience_epochs: Positive | None = Field(
         None, description="stop when validation did not get better for so long"
     )
@@ -118,7 +127,9 @@ class AugmentConfig(Frozen):
     )
     horizontal_flip: Literal["none", "random", "alternating"] | None = None
     vertical_flip: bool | None = None
-    policy: Literal["none", "light", "medium", "strong"] | None = None
+    policy: Literal["none", "light", "medium", "strong"] | None = Field(
+        None, description="further changes of shape and colour, see docs/augment.md"
+    )
     mixup_alpha: Annotated[float, Field(ge=0.0)] | None = None
     cutmix_alpha: Annotated[float, Field(ge=0.0)] | None = None
     erase_probability: Fraction | None = None

@@ -35,6 +35,11 @@ class DatasetFacts(Frozen):
     width_px: tuple[int, int, int]
     # True when every image of the sample is without colour (one channel, or three equal ones).
     grey: bool
+    # Quartiles of the longer side divided by the shorter one.
+    aspect: tuple[float, float, float] | None = None
+    # The source holds pixels, not files; its owner gave each image a weight.
+    decoded: bool = False
+    weighted: bool = False
     # Where the splits came from, in words: "folders", "stratified, seed 0", ...
     split_rule: str
     # Share of training images whose nearest neighbour keeps the class, plain and after a mirror
@@ -128,6 +133,8 @@ class Facts(Frozen):
 
     dataset: DatasetFacts
     machine: Machine
+    # Free on the disk of the cache.
+    cache_free_bytes: int | None = None
     weights: WeightsFacts | None = None
     model: ModelFacts | None = None
     measured: Measurements | None = None

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,10 +229,21 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(
     assert same(open_store(dataset, CONTRACT), dataset)
 
 
-def test_an_interrupt_ends_the_build_at_once(root: Path, cache: Path) -> None:
+def slow_decoding(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    def slowly(*arguments: Any, **more: Any) -> Any:
+        time.sleep(seconds)
+        return prepare(*arguments, **more)
+
+    monkeypatch.setattr("vidi.image.prepare", slowly)
+
+
+def test_an_interrupt_ends_the_build_at_once(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(_done: int, _of: int) -> None:
         raise KeyboardInterrupt
 
+    slow_decoding(monkeypatch, 0.1)
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         open_store(open_dataset(root), CONTRACT, progress=interrupt)

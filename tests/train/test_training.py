@@ -467,3 +467,56 @@ def test_minutes_are_kept_though_the_machine_is_slower_than_measured(tmp_path: P
     # The schedule came to its end all the same.
     rates = [line["learning_rate"] for line in run.metrics.read() if line["kind"] == "train"]
     assert rates[-1] < 0.01 * max(rates)
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [{"data__store": "stream"}, {"data__store": "memory"}, {"data__build": "alongside"}],
+    ids=lambda ways: str(*ways.values()),
+)
+def test_where_pixels_wait_changes_nothing_and_a_stop_neither(
+    tmp_path: Path, picture_folder: Callable[..., Path], ways: dict[str, object]
+) -> None:
+    """Also with a file that cannot be decoded, which shows only on the way in some of them."""
+    photos = picture_folder("photos", a=40, b=40)
+    (photos / "a" / "007.jpg").write_bytes((photos / "a" / "007.jpg").read_bytes()[:400])
+    changes = {"data__cache_dir": str(tmp_path / "cache"), "train__batch_size": 8, **ways}
+    train(tmp_path / "whole", data=photos, **changes)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "stopped", data=photos, show=stop_at(5), **changes)
+    run = train(tmp_path / "stopped", data=photos, **changes)
+    assert digest(tmp_path / "whole") == digest(tmp_path / "stopped")
+    facts = json.loads(run.text("facts"))["dataset"]
+    assert facts["quarantined"] == {"TRUNCATED": 1}
+    assert (
+        sum(facts["counts"]["train"] + facts["counts"]["validation"]) + sum(facts["counts"]["test"])
+        == 79
+    )
+
+
+@pytest.mark.parametrize("policy", ["light", "strong"])
+def test_policies_mixing_and_balanced_draws_train_and_continue(
+    tmp_path: Path, picture_folder: Callable[..., Path], policy: str
+) -> None:
+    """The same bytes through a stop with everything that draws random numbers switched on."""
+    photos = picture_folder("photos", a=40, b=12)
+    changes = {
+        "augment__policy": policy,
+        "augment__mixup_alpha": 0.2,
+        "augment__cutmix_alpha": 1.0,
+        "augment__erase_probability": 0.2,
+        "train__sampling": "balanced",
+        "train__batch_size": 8,
+    }
+    whole = train(tmp_path / "whole", data=photos, **changes)
+    assert "asked for" in json.loads(whole.text("plan"))["reasons"]["augment.policy"]
+    with pytest.raises(Interrupted):
+        train(tmp_path / "stopped", data=photos, show=stop_at(6), **changes)
+    train(tmp_path / "stopped", data=photos, **changes)
+    assert digest(tmp_path / "whole") == digest(tmp_path / "stopped")
+
+
+def test_weighted_draws_need_weights(tmp_path: Path) -> None:
+    with pytest.raises(vidi.VidiError, match="no weights"):
+        train(tmp_path / "run", train__sampling="weighted")

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from vidi.data.audit import Audit, Finding, audit, audit_store, pictures
-from vidi.data.cache import cache_folder
-from vidi.data.dataset import Dataset, Skipped
-from vidi.data.loader import Loader, order_of
+from vidi.data.cache import CachedStore, cache_folder, free_bytes, list_stores, prune
+from vidi.data.dataset import Dataset, Indices, Skipped
+from vidi.data.filling import UnreadableRow
+from vidi.data.loader import Loader
+from vidi.data.order import balanced_weights, order_of, part_of
 from vidi.data.sources import BUILT_IN, open_dataset
-from vidi.data.store import PixelStore, UnreadableRow, open_store
+from vidi.data.store import PixelStore, open_store
 from vidi.data.symmetry import measure_symmetry
 
 __all__ = [
     "BUILT_IN",
     "Audit",
+    "CachedStore",
     "Dataset",
     "Finding",
+    "Indices",
     "Loader",
     "PixelStore",
     "Skipped",
     "UnreadableRow",
     "audit",
     "audit_store",
+    "balanced_weights",
     "cache_folder",
+    "free_bytes",
+    "list_stores",
     "measure_symmetry",
     "open_dataset",
     "open_store",
     "order_of",
+    "part_of",
     "pictures",
+    "prune",
 ]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
+import re
+import shutil
+import socket
 import sys
 import tempfile
+import time
+import zlib
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vidi import image
 from vidi.errors import StorageError, UsageError
 
 _MAGIC: Final = b"vidi digests 1\n"
@@ -107,3 +115,166 @@ def cache_trouble(path: Path, error: OSError) -> StorageError:
         f"cannot write the cache at {path}: {error.strerror or error}",
         fix="free some space there, or set data.cache_dir or VIDI_CACHE to another disk",
     )
+
+
+def free_bytes(cache_dir: Path) -> int | None:
+    """On the disk where the cache is, or would be; None where nobody can tell."""
+    folder = cache_dir
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+# Manifests ----------------------------------------------------------------------------------------
+
+
+def checksum(data: memoryview) -> int:
+    """Against damage by accident, at 3 GB/s; SHA-256 would take a tenth of the time of decoding."""
+    return zlib.crc32(data)
+
+
+def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    """Its own checksum in the first line, then the manifest."""
+    body = json.dumps(manifest).encode()
+    return f"{checksum(memoryview(body))}\n".encode() + body
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """What stands in it, None where it is missing or damaged."""
+    try:
+        written, _, body = path.read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    if written != str(checksum(memoryview(body))).encode():
+        return None
+    manifest: dict[str, Any] = json.loads(body)
+    return manifest
+
+
+# What is there, and what may go -------------------------------------------------------------------
+
+# The cache may take this share of what would be free without it.
+_SHARE: Final = 0.5
+# Touched whenever a store is opened.
+_USED: Final = "used"
+_UNFINISHED: Final = re.compile(r"\.building-(?P<host>[^/]*)-(?P<process>\d+)-[^-]*")
+# A build of another computer on a shared disk that is older than this is dead.
+_ABANDONED_S: Final = 2 * 86_400.0
+
+State = Literal["usable", "other decoder", "unfinished", "damaged"]
+
+
+class CachedStore(NamedTuple):
+    """One folder of decoded pixels. used_at: seconds since 1970."""
+
+    path: Path
+    name: str
+    state: State
+    rows: int
+    store_px: int
+    channels: int
+    num_bytes: int
+    used_at: float
+
+
+def mark_used(store: Path) -> None:
+    """Remember when a store was last wanted; a cache that cannot be written to is fine."""
+    with contextlib.suppress(OSError):
+        (store / _USED).touch()
+
+
+def unfinished_name() -> str:
+    """How the name of a folder begins that this process is building."""
+    return f".building-{socket.gethostname()}-{os.getpid()}-"
+
+
+def list_stores(cache_dir: Path) -> list[CachedStore]:
+    """All that is there, the last used one first."""
+    try:
+        folders = [entry for entry in (cache_dir / "stores").iterdir() if entry.is_dir()]
+    except OSError:
+        return []
+    return sorted(
+        (one for folder in folders if (one := _described(folder)) is not None),
+        key=lambda one: (-one.used_at, one.path.name),
+    )
+
+
+def _described(folder: Path) -> CachedStore | None:
+    try:
+        files = [entry.stat() for entry in folder.iterdir()]
+        # Blocks, not length: what is being built is a file with holes.
+        size = sum(getattr(stat, "st_blocks", 0) * 512 or stat.st_size for stat in files)
+        used_at = max((stat.st_mtime for stat in files), default=folder.stat().st_mtime)
+    except OSError:
+        # Somebody else is just removing it.
+        return None
+    manifest = read_manifest(folder / "manifest")
+    if manifest is None:
+        state: State = "unfinished" if _UNFINISHED.fullmatch(folder.name) else "damaged"
+        return CachedStore(folder, "", state, 0, 0, 0, size, used_at)
+    contract = manifest["contract"]
+    return CachedStore(
+        path=folder,
+        name=str(manifest.get("name", "")),
+        state="usable" if manifest["decoder"] == image.DECODER_VERSION else "other decoder",
+        rows=int(manifest["rows"]),
+        store_px=int(contract["store_px"]),
+        channels=int(contract["channels"]),
+        num_bytes=size,
+        used_at=used_at,
+    )
+
+
+def prune(
+    cache_dir: Path, *, unused_days: float = 30.0, max_bytes: int | None = None
+) -> list[CachedStore]:
+    """Remove what nobody will miss; returns what was removed.
+
+    That is: what an interrupted build left, what is damaged or of another decoder, what was not
+    used for `unused_days`, and, beyond `max_bytes` in all, what was not used for longest. A process
+    that has a store open keeps it until it ends.
+    """
+    oldest_at = time.time() - unused_days * 86_400
+    gone: list[CachedStore] = []
+    kept: list[CachedStore] = []
+    for store in list_stores(cache_dir):
+        if store.state == "unfinished" and not _is_abandoned(store):
+            continue
+        useful = store.state == "usable" and store.used_at >= oldest_at
+        (kept if useful else gone).append(store)
+    total = sum(store.num_bytes for store in kept)
+    while max_bytes is not None and kept and total > max_bytes:
+        gone.append(kept.pop())
+        total -= gone[-1].num_bytes
+    for store in gone:
+        shutil.rmtree(store.path, ignore_errors=True)
+    return gone
+
+
+def make_room(cache_dir: Path, num_bytes: int) -> list[CachedStore]:
+    """Keep the cache within its share of the disk before so much is added to it."""
+    free = free_bytes(cache_dir)
+    if free is None:
+        return []
+    total = sum(store.num_bytes for store in list_stores(cache_dir))
+    limit = int(_SHARE * (free + total))
+    return prune(cache_dir, unused_days=365.0, max_bytes=max(0, limit - num_bytes))
+
+
+def _is_abandoned(store: CachedStore) -> bool:
+    """Whether whoever built it is gone."""
+    match = _UNFINISHED.fullmatch(store.path.name)
+    assert match is not None
+    if match["host"] == socket.gethostname() and os.name == "posix":
+        try:
+            os.kill(int(match["process"]), 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False
+    return time.time() - store.used_at > _ABANDONED_S

@@ -1,75 +1,182 @@
-"""PixelStore: every image decoded once, at the size that training needs, as one array on disk.
+"""PixelStore: every image decoded once, at the size that training needs, as one array.
 
-A store is a folder `stores/<key>` in the cache with `pixels` (raw uint8, row after row) and
-`manifest`. The key stands for the contents of the files in their order, the parts of the
+On disk, a store is a folder `stores/<key>` in the cache with `pixels` (raw uint8, row after row)
+and `manifest`. The key stands for the contents of the files in their order, the parts of the
 contract that decide stored pixels, and the decoder; so runs, trials and processes share it, a
 changed file makes another store, and labels or splits do not. It is built beside its place and
 renamed; each block of rows carries a checksum that is compared when the store is opened.
+
+A store may be used while it is still being built (`build="alongside"`), it may be in memory only,
+and where there is room for neither it decodes anew each time (`place="stream"`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
-import itertools
-import json
 import os
 import shutil
 import tempfile
-import threading
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vidi import image
-from vidi.data.cache import cache_folder, cache_trouble
-from vidi.data.dataset import Dataset, content_digest
-from vidi.data.resample import fast_resize
-from vidi.errors import DataError, StorageError, UnreadableImage
+from vidi.data.arrays import Arrays
+from vidi.data.cache import (
+    cache_folder,
+    cache_trouble,
+    checksum,
+    make_room,
+    manifest_bytes,
+    mark_used,
+    read_manifest,
+    unfinished_name,
+)
+from vidi.data.dataset import Dataset, Indices
+from vidi.data.filling import (
+    Built,
+    Decoder,
+    Digests,
+    Mask,
+    Progress,
+    Rows,
+    Streamed,
+    UnreadableRow,
+    no_seal,
+    refuse_bad,
+    rows_a_block,
+    shape_of,
+)
+from vidi.errors import StorageError
 from vidi.image import PixelContract, Pixels
+from vidi.plan import Build, Place
 
 FORMAT: Final = 1
-# One write and one checksum. Large enough for full disk speed, small enough for 8 in flight.
-BLOCK_BYTES: Final = 4 << 20
-
-Progress = Callable[[int, int], None]
-
-
-class UnreadableRow(NamedTuple):
-    """A row that could not be decoded; its pixels are the background."""
-
-    id: int
-    reason: image.Reason
-    message: str
 
 
 @final
 class PixelStore:
-    """images: (N, store_px, store_px, channels) uint8, mapped from disk; never write to it."""
+    """Rows of (store_px, store_px, channels) uint8, there already or decoded when asked for."""
 
     def __init__(
         self,
-        images: Pixels,
+        images: Pixels | None,
         contract: PixelContract,
         unreadable: tuple[UnreadableRow, ...],
         path: Path,
+        *,
+        rows: Rows | None = None,
+        count: int | None = None,
     ) -> None:
-        self.images = images
+        """images: (N, ...) of a complete store; None where `rows` makes them, `count` of them."""
         self.contract = contract
-        self.unreadable = unreadable
         self.path = path
+        self._images = images
+        self._rows = rows
+        self._count = count if images is None else len(images)
+        self._unreadable = unreadable
+        self._is_bad = np.zeros(self._count or 0, dtype=np.bool_)
+        self._is_bad[[row.id for row in unreadable]] = True
+        self._on_device: dict[torch.device, Tensor] = {}
+        if rows is not None:
+            # Also at the end of the process; the threads do not know the store.
+            weakref.finalize(self, rows.close)
 
     def __len__(self) -> int:
-        return len(self.images)
+        assert self._count is not None
+        return self._count
 
     @property
     def num_bytes(self) -> int:
-        return int(self.images.nbytes)
+        """Of all rows."""
+        return int(np.prod(shape_of(len(self), self.contract)))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is there."""
+        return self._images is not None
+
+    @property
+    def images(self) -> Pixels:
+        """(N, store_px, store_px, channels); never write to it. Waits until all rows are there,
+        and holds them in memory where the store would not."""
+        if self._images is None:
+            self.finish()
+        if self._images is None:
+            return self.take(np.arange(len(self)))[0]
+        return self._images
+
+    @property
+    def unreadable(self) -> tuple[UnreadableRow, ...]:
+        """Rows that cannot be decoded, of those that were tried."""
+        return self._unreadable if self._rows is None else self._rows.unreadable
+
+    def take(self, ids: Indices, out: Pixels | None = None) -> tuple[Pixels, Mask]:
+        """The rows `ids` (N,), and which of them could be read, (N,); the others are background.
+
+        Raises:
+            DataError: more rows are unreadable than the data set allows.
+            MismatchError: a file was changed since the run was planned.
+        """
+        if out is None:
+            out = np.empty(shape_of(len(ids), self.contract), dtype=np.uint8)
+        if self._images is None:
+            assert self._rows is not None
+            return out, self._rows.take(ids, out)
+        # The mode saves a copy; the ids are ours. One thread: a team of OpenMP's would spin.
+        np.take(self._images, ids, axis=0, out=out, mode="clip")
+        return out, ~self._is_bad[ids]
+
+    def on(self, device: torch.device) -> Tensor | None:
+        """All rows as a tensor on a device, copied there once; None while the store grows."""
+        if not self.complete:
+            return None
+        if device not in self._on_device:
+            self._on_device[device] = torch.from_numpy(self.images).to(device)
+        return self._on_device[device]
+
+    def readable(self, ids: Indices) -> Mask:
+        """(N,), of a complete store."""
+        good: Mask = ~self._is_bad[ids]
+        return good
+
+    def finish(self, progress: Progress | None = None) -> None:
+        """Wait until all rows are there; at once where they are, or never will be.
+
+        Raises:
+            DataError, StorageError: what went wrong on the way.
+        """
+        if self._rows is None or self._images is not None:
+            return
+        built = self._rows.finish(progress)
+        if built is None:
+            return
+        images, self.path = built
+        self._unreadable = self._rows.unreadable
+        self._is_bad[[row.id for row in self._unreadable]] = True
+        self._images = images
+
+    def settle(self) -> None:
+        """Become complete if all rows are there by now; waits for nothing."""
+        if self._rows is not None and self._images is None and self._rows.finished:
+            self.finish()
+
+    def pause(self) -> contextlib.AbstractContextManager[None]:
+        """No decoding in the background meanwhile, for a measurement."""
+        return contextlib.nullcontext() if self._rows is None else self._rows.pause()
+
+    def close(self) -> None:
+        """Stop decoding; what is not complete is removed. Rows that are there stay usable."""
+        if self._rows is not None:
+            self._rows.close()
 
 
 def open_store(
@@ -79,24 +186,46 @@ def open_store(
     cache_dir: Path | None = None,
     threads: int = 2,
     progress: Progress | None = None,
+    place: Place = "disk",
+    build: Build = "before",
 ) -> PixelStore:
-    """The decoded pixels of every row, from the cache or built now.
+    """The decoded pixels of every row, from the cache or decoded now.
 
     progress: called with (rows done, rows in all), from the calling thread.
+    place: "disk" and "device" keep them in the cache, "memory" in this process alone, "stream"
+        nowhere; what is in the cache already is used all the same.
+    build: "alongside" returns at once and decodes in the background.
 
     Raises:
         DataError: more unreadable files than `dataset.max_unreadable_fraction`, or any at all
             where the data set says "stop".
         StorageError: the cache cannot be written.
     """
+    whole = dataset.source.images if isinstance(dataset.source, Arrays) else None
+    if whole is not None and whole.shape == shape_of(len(dataset), contract):
+        return PixelStore(whole, contract, (), Path())
     folder = cache_folder(cache_dir)
     digests = dataset.source.known_digests()
     store = None
     if digests is not None:
         store = _open(folder / "stores" / _key(digests, contract), len(dataset), contract)
     if store is None:
-        store = _build(dataset, contract, folder, threads, progress)
-    _refuse_bad(dataset, store.unreadable)
+        expected = dataset.source.digests() if place == "stream" or build == "alongside" else None
+        decoder = Decoder(dataset, contract, expected)
+        if place == "stream":
+            rows: Rows = Streamed(decoder)
+        elif place == "memory":
+            rows = Built(decoder, None, no_seal, threads, beside=build == "alongside")
+        else:
+            rows = _on_disk(decoder, folder / "stores", threads, beside=build == "alongside")
+        store = PixelStore(None, contract, (), folder, rows=rows, count=len(dataset))
+        if build == "before":
+            try:
+                store.finish(progress)
+            except BaseException:
+                store.close()
+                raise
+    refuse_bad(dataset, store.unreadable)
     return store
 
 
@@ -106,45 +235,21 @@ def _key(digests: NDArray[np.uint8], contract: PixelContract) -> str:
     return hashlib.blake2b(head.encode() + digests.tobytes(), digest_size=16).hexdigest()
 
 
-def _shape(rows: int, contract: PixelContract) -> tuple[int, int, int, int]:
-    return rows, contract.store_px, contract.store_px, contract.channels
-
-
-def _rows_a_block(contract: PixelContract) -> int:
-    return max(1, BLOCK_BYTES // (contract.store_px**2 * contract.channels))
-
-
 # Reading ------------------------------------------------------------------------------------------
 
 
 def _open(path: Path, rows: int, contract: PixelContract) -> PixelStore | None:
     """None when there is no store or it is damaged; a damaged one is removed."""
-    manifest = _read_manifest(path / "manifest")
+    manifest = read_manifest(path / "manifest")
     if manifest is not None and _is_sound(path / "pixels", manifest, rows, contract):
+        mark_used(path)
         unreadable = tuple(UnreadableRow(*entry) for entry in manifest["unreadable"])
         # Copy-on-write: torch wants writable memory, and the file must never change.
-        images = np.memmap(path / "pixels", np.uint8, "c", shape=_shape(rows, contract))
+        images = np.memmap(path / "pixels", np.uint8, "c", shape=shape_of(rows, contract))
         return PixelStore(images.view(np.ndarray), contract, unreadable, path)
     if path.exists():
         shutil.rmtree(path, ignore_errors=True)
     return None
-
-
-def _manifest_bytes(manifest: dict[str, Any]) -> bytes:
-    """Its own checksum in the first line, then the manifest."""
-    body = json.dumps(manifest).encode()
-    return f"{_checksum(memoryview(body))}\n".encode() + body
-
-
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        checksum, _, body = path.read_bytes().partition(b"\n")
-    except OSError:
-        return None
-    if checksum != str(_checksum(memoryview(body))).encode():
-        return None
-    manifest: dict[str, Any] = json.loads(body)
-    return manifest
 
 
 def _is_sound(pixels: Path, manifest: dict[str, Any], rows: int, contract: PixelContract) -> bool:
@@ -152,9 +257,9 @@ def _is_sound(pixels: Path, manifest: dict[str, Any], rows: int, contract: Pixel
         size = pixels.stat().st_size
     except OSError:
         return False
-    if manifest.get("format") != FORMAT or size != int(np.prod(_shape(rows, contract))):
+    if manifest.get("format") != FORMAT or size != int(np.prod(shape_of(rows, contract))):
         return False
-    block = _rows_a_block(contract) * (size // rows)
+    block = rows_a_block(contract) * (size // rows)
     checksums = manifest["checksums"]
     descriptor = os.open(pixels, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
@@ -163,7 +268,7 @@ def _is_sound(pixels: Path, manifest: dict[str, Any], rows: int, contract: Pixel
 
             def same(number: int) -> bool:
                 part = whole[number * block : (number + 1) * block]
-                return bool(_checksum(part.data) == checksums[number])
+                return bool(checksum(part.data) == checksums[number])
 
             return len(checksums) == -(-size // block) and all(
                 pool.map(same, range(len(checksums)))
@@ -172,68 +277,49 @@ def _is_sound(pixels: Path, manifest: dict[str, Any], rows: int, contract: Pixel
         os.close(descriptor)
 
 
-def _checksum(data: memoryview) -> int:
-    """Against damage by accident, at 3 GB/s; SHA-256 would take a tenth of the time of decoding."""
-    return zlib.crc32(data)
-
-
 # Building -----------------------------------------------------------------------------------------
 
 
-class _Block(NamedTuple):
-    number: int
-    checksum: int
-    digests: Sequence[bytes]
-    unreadable: Sequence[UnreadableRow]
+def _on_disk(decoder: Decoder, stores: Path, threads: int, *, beside: bool) -> Built:
+    """Begin to build a store in `stores`; it gets its name when it is complete."""
+    dataset, contract = decoder.dataset, decoder.contract
+    size = int(np.prod(shape_of(len(dataset), contract)))
+    folder: Path | None = None
 
-
-def _build(
-    dataset: Dataset,
-    contract: PixelContract,
-    folder: Path,
-    threads: int,
-    progress: Progress | None,
-) -> PixelStore:
-    """One pass: each file is read, hashed, decoded and written by one thread, a block at a time."""
-    rows = len(dataset)
-    size = int(np.prod(_shape(rows, contract)))
-    stores = folder / "stores"
-    beside: Path | None = None
-    try:
-        stores.mkdir(parents=True, exist_ok=True)
-        _check_space(stores, size)
-        beside = Path(tempfile.mkdtemp(dir=stores, prefix=".building-"))
-        blocks = _write_pixels(dataset, contract, beside / "pixels", threads, progress)
-        blocks.sort(key=lambda block: block.number)
-        digests = np.frombuffer(
-            b"".join(itertools.chain.from_iterable(block.digests for block in blocks)),
-            dtype=np.uint8,
-        ).reshape(rows, 16)
+    def seal(digests: Digests, checksums: list[int], bad: tuple[UnreadableRow, ...]) -> Path:
+        assert folder is not None
         dataset.source.remember(digests)
         manifest = {
             "format": FORMAT,
+            "name": dataset.name,
             "decoder": image.DECODER_VERSION,
-            "rows": rows,
+            "rows": len(dataset),
             "contract": contract.model_dump(mode="json", exclude={"image_px", "mean", "std"}),
-            "checksums": [block.checksum for block in blocks],
-            "unreadable": [list(row) for block in blocks for row in block.unreadable],
+            "checksums": checksums,
+            "unreadable": [list(row) for row in bad],
         }
-        (beside / "manifest").write_bytes(_manifest_bytes(manifest))
+        (folder / "manifest").write_bytes(manifest_bytes(manifest))
         path = stores / _key(digests, contract)
         try:
-            beside.rename(path)
+            folder.rename(path)
         except OSError as error:
             # Another process finished the same store first: same key, same pixels.
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES):
                 raise
+            shutil.rmtree(folder, ignore_errors=True)
+        mark_used(path)
+        return path
+
+    try:
+        stores.mkdir(parents=True, exist_ok=True)
+        make_room(stores.parent, size)
+        _check_space(stores, size)
+        folder = Path(tempfile.mkdtemp(dir=stores, prefix=unfinished_name()))
+        return Built(decoder, folder, seal, threads, beside=beside)
     except OSError as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         raise cache_trouble(stores, error) from error
-    finally:
-        if beside is not None and beside.exists():
-            shutil.rmtree(beside, ignore_errors=True)
-    unreadable = tuple(row for block in blocks for row in block.unreadable)
-    images = np.memmap(path / "pixels", np.uint8, "c", shape=_shape(rows, contract))
-    return PixelStore(images.view(np.ndarray), contract, unreadable, path)
 
 
 def _check_space(folder: Path, size: int) -> None:
@@ -241,123 +327,6 @@ def _check_space(folder: Path, size: int) -> None:
     if size > free:
         raise StorageError(
             f"the decoded images need {size / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f}",
-            fix="free some space there, or set data.cache_dir or VIDI_CACHE to another disk",
+            fix="free some space there (vidi cache --prune), set data.cache_dir or VIDI_CACHE to "
+            "another disk, or data.store = 'stream'",
         )
-
-
-def _write_pixels(
-    dataset: Dataset,
-    contract: PixelContract,
-    path: Path,
-    threads: int,
-    progress: Progress | None,
-) -> list[_Block]:
-    rows, step = len(dataset), _rows_a_block(contract)
-    row_bytes = contract.store_px**2 * contract.channels
-    stop = threading.Event()
-    # Written by position, not through a memory map, where a full disk would be a crash.
-    with path.open("wb") as file:
-        file.truncate(rows * row_bytes)
-
-        def work(first: int) -> _Block:
-            ids = range(first, min(first + step, rows))
-            pixels = np.empty((len(ids), *_shape(rows, contract)[1:]), dtype=np.uint8)
-            digests, bad = [], []
-            for place, index in enumerate(ids):
-                if stop.is_set():
-                    break
-                digest, failed = _row(dataset, contract, index, pixels[place])
-                digests.append(digest)
-                bad.extend(failed)
-            data = pixels.data.cast("B")
-            _write_at(file.fileno(), data, first * row_bytes)
-            return _Block(first // step, _checksum(data), digests, bad)
-
-        blocks: list[_Block] = []
-        done = 0
-        with ThreadPoolExecutor(max(1, threads), thread_name_prefix="vidi-store") as pool:
-            try:
-                for block in _as_done(pool, work, range(0, rows, step), max(1, threads) + 2):
-                    blocks.append(block)
-                    done += len(block.digests)
-                    if progress is not None:
-                        progress(done, rows)
-            except BaseException:
-                stop.set()
-                raise
-    return blocks
-
-
-def _row(
-    dataset: Dataset, contract: PixelContract, index: int, out: Pixels
-) -> tuple[bytes, list[UnreadableRow]]:
-    """Pixels of one row into `out`; returns the digest of what was read and what went wrong."""
-    digest = bytes(16)
-    try:
-        array = dataset.source.pixels(index)
-        if array is not None:
-            digest = content_digest(np.ascontiguousarray(array).data.cast("B"))
-            out[:] = image.prepare_array(array, contract, resize=fast_resize)
-        else:
-            data = dataset.read(index)
-            digest = content_digest(data)
-            out[:] = image.prepare(data, contract, resize=fast_resize)
-    except UnreadableImage as error:
-        out[:] = contract.background
-        return digest, [UnreadableRow(index, error.reason, error.message)]  # type: ignore[arg-type]
-    return digest, []
-
-
-def _as_done(
-    pool: ThreadPoolExecutor,
-    work: Callable[[int], _Block],
-    items: range,
-    at_once: int,
-) -> Iterator[_Block]:
-    """Results as they come, with no more than `at_once` blocks in memory."""
-    waiting = iter(items)
-    running: set[Future[_Block]] = {
-        pool.submit(work, item) for item in itertools.islice(waiting, at_once)
-    }
-    while running:
-        finished, running = wait(running, return_when=FIRST_COMPLETED)
-        running |= {pool.submit(work, item) for item in itertools.islice(waiting, len(finished))}
-        for future in finished:
-            yield future.result()
-
-
-_write_lock = threading.Lock()
-
-
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        if hasattr(os, "pwrite"):
-            written = os.pwrite(descriptor, data, offset)
-        else:
-            with _write_lock:
-                os.lseek(descriptor, offset, os.SEEK_SET)
-                written = os.write(descriptor, data)
-        data, offset = data[written:], offset + written
-
-
-def _refuse_bad(dataset: Dataset, unreadable: tuple[UnreadableRow, ...]) -> None:
-    if not unreadable:
-        return
-    share = len(unreadable) / len(dataset)
-    stop = dataset.unreadable == "stop"
-    if not stop and share <= dataset.max_unreadable_fraction:
-        return
-    reasons: dict[str, list[int]] = {}
-    for row in unreadable:
-        reasons.setdefault(row.reason, []).append(row.id)
-    top = sorted(reasons.items(), key=lambda item: -len(item[1]))[:3]
-    said = "; ".join(f"{len(ids)} {name}, e.g. {dataset.name_of(ids[0])}" for name, ids in top)
-    raise DataError(
-        f"{len(unreadable)} of {len(dataset)} images cannot be decoded: {said}",
-        fix="repair or remove them"
-        + (
-            ", or set data.unreadable = 'exclude' to train without them"
-            if stop
-            else f", or raise data.max_unreadable_fraction above {share:.3f}"
-        ),
-    )

@@ -26,7 +26,7 @@ def measure_symmetry(
     rng = np.random.Generator(np.random.PCG64(seed))
     if len(ids) > SAMPLE:
         ids = np.sort(rng.choice(ids, SAMPLE, replace=False))
-    small = _small(store.images[ids]).astype(np.float32)
+    small = _small(store.take(ids)[0]).astype(np.float32)
     plain = _unit(small)
     mirrored = _unit(small[:, :, ::-1])
     own = labels[ids]

@@ -9,6 +9,7 @@ pixels say, what the probe measured). What an earlier call decided for the pixel
 those rules read only the facts that were there from the start.
 """
 
+from vidi.plan.feeding import Build, Place, Sampling
 from vidi.plan.making import make, retimed
 from vidi.plan.network import SMALL_IMAGE_PX, Choice, choose_model
 from vidi.plan.values import (
@@ -21,11 +22,14 @@ from vidi.plan.values import (
 
 __all__ = [
     "SMALL_IMAGE_PX",
+    "Build",
     "Choice",
     "ExecutionPlan",
     "ModelPlan",
     "OptimizerPlan",
+    "Place",
     "Plan",
+    "Sampling",
     "SchedulePlan",
     "choose_model",
     "make",

@@ -9,11 +9,14 @@ from vidi.errors import ConfigError
 from vidi.facts import Accelerator, Facts, Machine, Precision, StepTiming
 from vidi.image import PixelContract
 from vidi.plan.decisions import Decisions
+from vidi.plan.feeding import decide_build, decide_place
 from vidi.plan.network import SMALL_IMAGE_PX
 from vidi.plan.values import ExecutionPlan
 
 
-def decide_execution(config: Config, facts: Facts, decided: Decisions) -> ExecutionPlan:
+def decide_execution(
+    config: Config, facts: Facts, pixels: PixelContract, decided: Decisions
+) -> ExecutionPlan:
     asked, machine = config.machine, facts.machine
     available = {accelerator.kind: accelerator for accelerator in machine.accelerators}
     if asked.device not in (None, "cpu") and asked.device not in available:
@@ -46,12 +49,15 @@ def decide_execution(config: Config, facts: Facts, decided: Decisions) -> Execut
     loader_threads = decided.take(
         "execution.loader_threads", asked.loader_threads, _loader_threads_rule(device, machine)
     )
+    place = decide_place(config, facts, pixels, device, decided)
     return ExecutionPlan(
         device=device,
         precision=precision,
         channels_last=channels_last,
         threads=threads,
         loader_threads=loader_threads,
+        store=place,
+        build=decide_build(config, facts, place, threads, decided),
     )
 
 

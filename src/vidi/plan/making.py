@@ -10,6 +10,7 @@ from vidi.facts import DatasetFacts, Facts
 from vidi.plan.augmenting import decide_augmentation
 from vidi.plan.decisions import Decisions
 from vidi.plan.execution import decide_execution, evaluation_batch_size
+from vidi.plan.feeding import decide_sampling
 from vidi.plan.length import evaluate_every_rule, horizon_rule
 from vidi.plan.network import choose_model, weights_rule
 from vidi.plan.optimizing import (
@@ -45,7 +46,8 @@ def make(config: Config, facts: Facts) -> Plan:
         freeze_batch_norm=pretrained,
     )
     pixels = decide_pixels(config, facts, decided, pretrained=pretrained)
-    execution = decide_execution(config, facts, decided)
+    execution = decide_execution(config, facts, pixels, decided)
+    sampling = decide_sampling(config, dataset, decided)
     num_train = dataset.num_images("train")
     batch_size = decided.take(
         "batch_size",
@@ -104,6 +106,7 @@ def make(config: Config, facts: Facts) -> Plan:
         ema_every_steps=decided.take("ema_every_steps", None, ema_every_rule(ema_decay)),
         clip_norm=train.clip_norm,
         num_train=num_train,
+        sampling=sampling,
         horizon_steps=horizon,
         last_step=horizon,
         evaluate_every_steps=evaluate_every,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from vidi.config import Config
-from vidi.facts import Facts
+from vidi.facts import DatasetFacts, Facts
 from vidi.image import PixelContract
 from vidi.plan.decisions import Decisions
 from vidi.plan.network import SMALL_IMAGE_PX
+
+# Up to this size images are shifted by padding; larger ones are cropped and scaled.
+SMALL_CROP_PX = 48
 
 
 def decide_pixels(
@@ -28,30 +31,16 @@ def decide_pixels(
         dataset.height_px[0] == dataset.height_px[2] and dataset.width_px[0] == dataset.width_px[2]
     )
     exact = same_size and median_h == median_w == image_px
+    resize = decided.take("pixels.resize", asked.resize, _resize_rule(dataset, exact=exact))
     # Photos: room around the crop. 8/7 is the 256 to 224 px of AlexNet and all that followed it.
     fraction = weights.crop_fraction if pretrained and weights is not None else 7 / 8
-    if exact or image_px <= 48:
+    if exact or image_px <= SMALL_CROP_PX:
         store_rule = image_px, "no margin: small images are shifted, not cropped"
+    elif resize == "pad":
+        store_rule = image_px, "no margin: padded images are shown whole"
     else:
         store_rule = round(image_px / fraction), "a margin for random crops"
     store_px = decided.take("pixels.store_px", None, store_rule)
-
-    aspect = max(median_h, median_w) / max(1, min(median_h, median_w))
-    if exact:
-        resize_rule: tuple[Literal["crop", "pad", "squash"], str] = (
-            "squash",
-            "the images are square",
-        )
-    elif aspect <= 2.0:
-        resize_rule = (
-            "crop",
-            f"the typical image is {median_w} x {median_h} px: little is cut off",
-        )
-    else:
-        resize_rule = (
-            "pad",
-            f"the typical image is {median_w} x {median_h} px: a crop loses half of it",
-        )
     channels_rule: tuple[Literal[1, 3], str] = (3, "colour")
     if pretrained:
         channels_rule = (3, "the weights take colour")
@@ -75,8 +64,33 @@ def decide_pixels(
         image_px=image_px,
         store_px=store_px,
         channels=channels,
-        resize=decided.take("pixels.resize", asked.resize, resize_rule),
+        resize=resize,
         interpolation=decided.take("pixels.interpolation", asked.interpolation, interpolation_rule),
         mean=mean,
         std=std,
     )
+
+
+def _resize_rule(
+    dataset: DatasetFacts, *, exact: bool
+) -> tuple[Literal["crop", "pad", "squash"], str]:
+    """Cut, fill up or distort, by the shapes that there are."""
+    if exact:
+        return "squash", "the images are square and of this size: nothing is changed"
+    (low_h, height, high_h), (low_w, width, high_w) = dataset.height_px, dataset.width_px
+    middle = max(height, width) / max(1, min(height, width))
+    # Older facts have no quartiles of the aspect.
+    _, aspect, longest = dataset.aspect or (middle, middle, middle)
+    typical = f"the typical image is {width} x {height} px"
+    if aspect <= _CROP_ASPECT and longest <= _LONGEST_ASPECT:
+        return "crop", f"{typical}: little is cut off"
+    if low_h == high_h and low_w == high_w and middle <= _LONGEST_ASPECT:
+        return "squash", f"all are {width} x {height} px: distorted alike, and nothing is cut off"
+    if aspect <= _LONGEST_ASPECT:
+        return "crop", f"{typical}: less than half is cut off"
+    return "pad", f"{typical}, {aspect:.1f} times as long as wide: a crop loses half of it"
+
+
+# Longer side over shorter: up to the first, a centre crop loses at most a third of an image; from
+# the second on, half of it and more.
+_CROP_ASPECT, _LONGEST_ASPECT = 1.5, 2.0

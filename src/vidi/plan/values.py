@@ -11,6 +11,7 @@ from vidi.augment_settings import AugmentSettings
 from vidi.errors import DamagedError
 from vidi.facts import Frozen, Precision
 from vidi.image import PixelContract
+from vidi.plan.feeding import Build, Place, Sampling
 from vidi.plan.length import longest_epochs
 
 FORMAT = 1
@@ -52,6 +53,9 @@ class ExecutionPlan(Frozen):
     channels_last: bool
     threads: int
     loader_threads: int
+    # Where decoded pixels wait, and whether all are decoded before the first step.
+    store: Place = "disk"
+    build: Build = "before"
 
 
 class Plan(Frozen):
@@ -73,6 +77,7 @@ class Plan(Frozen):
     ema_every_steps: int
     clip_norm: float | None
     num_train: int
+    sampling: Sampling = "each"
     # Where the schedule ends; the learning-rate curve depends on this alone.
     horizon_steps: int
     # Where this run stops: at the horizon, or before it when a search stops it early.

@@ -107,7 +107,7 @@ def _write_pictures(
         split,
         {
             "ids": ids,
-            "pixels": center_crop(store.images[ids], plan.pixels.image_px),
+            "pixels": center_crop(store.take(ids)[0], plan.pixels.image_px),
             "names": np.array([dataset.name_of(int(number)) for number in ids], dtype=np.str_),
         },
     )

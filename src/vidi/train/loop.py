@@ -146,13 +146,22 @@ def _varied(plan: Plan, job: Job, epoch: int, start: int) -> Generator[Batch]:
             together = list(itertools.islice(batches, first + job.augment_together - number))
             if not together:
                 return
-            whole = _to_device(joined(together), job.device)
-            rng = ImageRandom(plan.seed, epoch, whole.ids)
             done = (epoch * plan.steps_per_epoch + first) / plan.horizon_steps
-            yield from job.augment(whole, rng, done).split(plan.batch_size)
+            for some in _mixable(together):
+                whole = _to_device(joined(some), job.device)
+                rng = ImageRandom(plan.seed, epoch, whole.keys)
+                yield from job.augment(whole, rng, done).split([len(batch) for batch in some])
             number += len(together)
     finally:
         batches.close()
+
+
+def _mixable(batches: list[Batch]) -> list[list[Batch]]:
+    """All together, or each alone where an odd number (images are missing that could not be
+    decoded) would pair images of two batches, which may not be together after an interruption."""
+    if any(len(batch) % 2 for batch in batches[:-1]):
+        return [[batch] for batch in batches]
+    return [batches]
 
 
 def save(state: State, run: Run) -> None:
@@ -251,6 +260,7 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
         batch.images.to(device, non_blocking=True),
         batch.targets.to(device, non_blocking=True),
         batch.ids.to(device, non_blocking=True),
+        None if batch.repeats is None else batch.repeats.to(device, non_blocking=True),
     )
 
 

@@ -15,7 +15,19 @@ from vidi import augment, model, optim, probe, schedule
 from vidi.augment import ImageRandom, Transform
 from vidi.batch import Batch
 from vidi.config import Config, load
-from vidi.data import Dataset, Loader, PixelStore, measure_symmetry, open_dataset, open_store
+from vidi.data import (
+    Dataset,
+    Indices,
+    Loader,
+    PixelStore,
+    balanced_weights,
+    cache_folder,
+    free_bytes,
+    measure_symmetry,
+    open_dataset,
+    open_store,
+)
+from vidi.errors import UsageError
 from vidi.facts import Facts, Measurements, Split
 from vidi.model import Classifier
 from vidi.plan import Plan, choose_model, make
@@ -78,7 +90,8 @@ def prepare(
     torch.set_num_threads(second.execution.threads)
     classifier = build_model(second, own_model(second, config, extensions))
     facts = facts.model_copy(update={"model": model.facts(classifier)})
-    measured = _measured(second, config, facts, dataset, store, classifier, extensions, say=say)
+    with store.pause():
+        measured = _measured(second, config, facts, dataset, store, classifier, extensions, say=say)
     if measured is not None:
         spent_s = time.monotonic() - started_at
         measured = measured.model_copy(update={"spent_s": spent_s})
@@ -106,7 +119,8 @@ def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
     """
     machine = probe.machine()
     dataset = open_dataset(data, config.data)
-    facts = Facts(dataset=dataset.facts(), machine=machine)
+    free = free_bytes(cache_folder(config.data.cache_dir))
+    facts = Facts(dataset=dataset.facts(), machine=machine, cache_free_bytes=free)
     for line in _described(dataset):
         say(line)
     choice = choose_model(config, facts.dataset)
@@ -125,14 +139,28 @@ def decoded(
     Raises:
         DataError: more files are unreadable than the config allows.
     """
-    cache_dir = Path(config.data.cache_dir) if config.data.cache_dir else None
     store = open_store(
         dataset,
         plan.pixels,
-        cache_dir=cache_dir,
+        cache_dir=cache_folder(config.data.cache_dir),
         threads=plan.execution.threads,
         progress=None,
+        place=plan.execution.store,
+        build=plan.execution.build,
     )
+    if has_gaps(plan):
+        # Which rows cannot be decoded shows on the way; the order must not depend on when.
+        return dataset, store
+    return readable(dataset, store, say=say), store
+
+
+def has_gaps(plan: Plan) -> bool:
+    """Whether rows that cannot be decoded keep their place in the order, and are missing there."""
+    return plan.execution.store == "stream" or plan.execution.build == "alongside"
+
+
+def readable(dataset: Dataset, store: PixelStore, *, say: Say) -> Dataset:
+    """The data set without what could not be decoded, once everything was tried."""
     if store.unreadable:
         first = store.unreadable[0]
         name = dataset.name_of(first.id)
@@ -142,7 +170,7 @@ def decoded(
     for reason in sorted({row.reason for row in store.unreadable}):
         rows = [row for row in store.unreadable if row.reason == reason]
         dataset = dataset.without([row.id for row in rows], reason, [row.message for row in rows])
-    return dataset, store
+    return dataset
 
 
 def build_optimizer(plan: Plan, network: nn.Module) -> torch.optim.Optimizer:
@@ -200,16 +228,36 @@ def build_job(
 
 
 def _training_loader(plan: Plan, dataset: Dataset, store: PixelStore) -> Loader:
+    ids = dataset.indices("train")
     return Loader(
         store,
         dataset.labels,
-        dataset.indices("train"),
+        ids,
         batch_size=plan.batch_size,
         seed=plan.seed,
         shuffle=True,
         drop_last=True,
+        weights=_weights(plan, dataset, ids),
         threads=plan.execution.loader_threads,
+        device=torch.device(plan.execution.device),
+        resident=plan.execution.store == "device",
     )
+
+
+def _weights(plan: Plan, dataset: Dataset, ids: Indices) -> Any:
+    """(N,): how often each of `ids` is drawn; None for each once."""
+    match plan.sampling:
+        case "each":
+            return None
+        case "balanced":
+            return balanced_weights(dataset.labels[ids])
+        case "weighted":
+            if dataset.weights is None:
+                raise UsageError(
+                    f"train.sampling = 'weighted', but {dataset.name} has no weights",
+                    fix="give a table with a column `weight`, or train.sampling = 'balanced'",
+                )
+            return dataset.weights[ids].astype("float64")
 
 
 def evaluation_loader(plan: Plan, dataset: Dataset, store: PixelStore, split: Split) -> Loader:
@@ -223,6 +271,8 @@ def evaluation_loader(plan: Plan, dataset: Dataset, store: PixelStore, split: Sp
         shuffle=False,
         drop_last=False,
         threads=plan.execution.loader_threads,
+        device=torch.device(plan.execution.device),
+        resident=plan.execution.store == "device",
     )
 
 
@@ -294,7 +344,7 @@ def _measured(
     steps = loader.batches(epoch=0)
     for batch in steps:
         moved = Batch(batch.images.to(device), batch.targets.to(device), batch.ids.to(device))
-        batches.append(transform(moved, ImageRandom(plan.seed, 0, moved.ids), 0.0))
+        batches.append(transform(moved, ImageRandom(plan.seed, 0, batch.keys.to(device)), 0.0))
         if len(batches) == 4:
             break
     steps.close()

@@ -21,6 +21,7 @@ from vidi.train.prepare import (
     Say,
     build_state,
     decoded,
+    has_gaps,
     own_model,
 )
 from vidi.train.state import State
@@ -79,7 +80,7 @@ def reopened(
         changes = _count_changes(dataset.facts().counts, facts.dataset.counts)
         _refuse_or_note(run, f"the data changed: {changes}", notes, force=force)
     plan = plan.model_copy(update={"execution": _execution(plan, config)})
-    if len(dataset.indices("train")) != plan.num_train:
+    if len(dataset.indices("train")) != plan.num_train and not has_gaps(plan):
         plan = plan.model_copy(update={"num_train": len(dataset.indices("train"))})
 
     torch.set_num_threads(plan.execution.threads)

@@ -29,7 +29,15 @@ from vidi.run import Run, default_run_path
 from vidi.train.deadline import Deadline
 from vidi.train.finish import fitted_temperature, judge, judged
 from vidi.train.loop import Job, Progress, loop, save
-from vidi.train.prepare import Extensions, Prepared, build_job, build_state, prepare
+from vidi.train.prepare import (
+    Extensions,
+    Prepared,
+    build_job,
+    build_state,
+    has_gaps,
+    prepare,
+    readable,
+)
 from vidi.train.resume import reopened
 from vidi.train.signals import Stop, watched
 from vidi.train.state import State
@@ -136,9 +144,20 @@ def _train(
     plan = prepared.plan
     tell(_described(plan, prepared.facts))
     job = build_job(plan, config, prepared.dataset, prepared.store, extensions)
-    plan = _drive(run, plan, job, state, tell, deadline)
-    best_step = load_best(run, prepared.model)
-    tell(f"judging the weights of step {best_step}")
+    with contextlib.closing(prepared.store) as store:
+        plan = _drive(run, plan, job, state, tell, deadline)
+        best_step = load_best(run, prepared.model)
+        # Short runs end before all pixels are there; the next one finds them in the cache.
+        store.finish()
+        tell(f"judging the weights of step {best_step}")
+        _judge(run, plan, config, prepared)
+        if has_gaps(plan):
+            _count_again(run, prepared, tell)
+    write(run)
+
+
+def _judge(run: Run, plan: Plan, config: Config, prepared: Prepared) -> None:
+    """Predictions and evaluations of the held-out images, written into the run."""
     own_metrics = [load(name) for name in config.evaluate.metrics]
     for split in ("validation", "test"):
         if len(prepared.dataset.indices(split)):
@@ -154,7 +173,15 @@ def _train(
                     temperature=fitted_temperature(run) if split == "test" else None,
                 )
             )
-    write(run)
+
+
+def _count_again(run: Run, prepared: Prepared, tell: Show) -> None:
+    """Everything was seen by now: what could not be decoded is said, and counted in the facts."""
+    counted = readable(prepared.dataset, prepared.store, say=tell).facts()
+    changed = {"counts": counted.counts, "quarantined": counted.quarantined}
+    dataset = prepared.facts.dataset.model_copy(update=changed)
+    facts = prepared.facts.model_copy(update={"dataset": dataset})
+    run.write_text("facts", facts.model_dump_json(indent=1))
 
 
 def _drive(
