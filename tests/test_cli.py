@@ -65,7 +65,7 @@ def test_help_tells_a_newcomer_where_to_start(vidi: Vidi) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["audit", "augment", "models", "train", "plan", "evaluate", "predict", "report", "doctor"],
+    "audit augment cache models train plan evaluate predict report doctor".split(),
 )
 def test_every_command_explains_itself(vidi: Vidi, command: str) -> None:
     done = vidi(command, "--help")
@@ -357,3 +357,20 @@ def test_views_that_were_not_trained_are_refused(vidi: Vidi, digits_run: Path) -
     done = vidi("evaluate", digits_run, "--tta")
     assert done.status == 2
     assert "no views to average" in done.err
+
+
+def test_the_cache_is_shown_and_pruned(
+    vidi: Vidi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture_folder: Callable[..., Path]
+) -> None:
+    monkeypatch.setenv("VIDI_CACHE", str(tmp_path / "cache"))
+    assert "0 stores" in vidi("cache").out
+    photos = picture_folder("my\x1b[31mphotos", px=16, a=8, b=8)
+    assert vidi("augment", photos, "--out", tmp_path / "sheet.png").status == 0
+    done = vidi("cache")
+    assert "1 stores" in done.out
+    assert "16 x 16 x 3" in done.out
+    assert "\x1b" not in done.out
+    assert "1 stores" in vidi("cache", "--prune").out
+    shown = json.loads(vidi("cache", "--prune", "--max-gb", 0, "--json").out)
+    assert [len(shown[kind]) for kind in ("stores", "removed")] == [0, 1]
+    assert shown["removed"][0]["rows"] == 16

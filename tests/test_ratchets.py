@@ -97,6 +97,9 @@ def test_no_module_takes_a_command_for_a_module(path: Path) -> None:
 
 
 PUBLIC = {
+    "cache": "(*, prune: 'bool' = False, unused_days: 'float' = 30.0, "
+    "max_gb: 'float | None' = None, cache_dir: 'str | Path | None' = None) "
+    "-> 'tuple[list[CachedStore], list[CachedStore]]'",
     "contact_sheet": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, out: 'str | Path | None' = None, "
     "transforms: 'Sequence[Transform]' = (), num_images: 'int' = 8, columns: 'int' = 8, "
@@ -150,6 +153,7 @@ def test_a_command_stays_a_function_after_its_module_was_imported() -> None:
 OPTIONS = {
     "augment": {"--out", "--images", "--columns", "--done", "--config", "--set"},
     "audit": {"--out", "--strict", "--config", "--set", "--json"},
+    "cache": {"--prune", "--days", "--max-gb", "--json"},
     "doctor": {"--json"},
     "evaluate": {"--split", "--model", "--tta", "--json"},
     "plan": {"--model", "--epochs", "--minutes", "--config", "--set", "--json"},

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vidi.batch import Batch
-    from vidi.commands import audit, contact_sheet, doctor, evaluate, plan, report
+    from vidi.commands import audit, cache, contact_sheet, doctor, evaluate, plan, report
     from vidi.config import Config
     from vidi.errors import VidiError
     from vidi.metrics import Evaluation, Predictions
@@ -34,6 +34,7 @@ __all__ = [
     "VidiError",
     "__version__",
     "audit",
+    "cache",
     "contact_sheet",
     "doctor",
     "evaluate",
@@ -55,6 +56,7 @@ _OWNERS = {
     "Run": "vidi.run",
     "VidiError": "vidi.errors",
     "audit": "vidi.commands",
+    "cache": "vidi.commands",
     "contact_sheet": "vidi.commands",
     "doctor": "vidi.commands",
     "evaluate": "vidi.commands",

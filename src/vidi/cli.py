@@ -21,6 +21,7 @@ from vidi.errors import Interrupted, VidiError
 
 if TYPE_CHECKING:
     from vidi.config import Config
+    from vidi.data import CachedStore
     from vidi.metrics import Evaluation
 
 STARTED_AT = time.monotonic()
@@ -383,6 +384,53 @@ def models(
         _print_json([asdict(line) for line in found])
     else:
         models_table(found)
+
+
+@app.command()
+def cache(
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune",
+            help="Remove what was not used for --days, what is damaged, of another version, or "
+            "left by an interrupted run.",
+        ),
+    ] = False,
+    days: Annotated[float, typer.Option("--days", min=0.0, help="For --prune.")] = 30.0,
+    max_gb: Annotated[
+        float | None,
+        typer.Option(
+            "--max-gb",
+            min=0.0,
+            help="For --prune: then also what was not used for longest, until no more is left.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the decoded pixels that are kept between runs, and remove what is not needed.
+
+    The cache lies in $VIDI_CACHE or the user's folder for caches, never beside your images.
+    Whatever is removed is decoded again when it is needed.
+    """
+    from vidi import cache as look_after
+    from vidi.data import cache_folder
+    from vidi.show import cache_table
+
+    stores, removed = look_after(prune=prune, unused_days=days, max_gb=max_gb)
+    if as_json:
+        kinds = {"stores": stores, "removed": removed}
+        rows = {name: [_row(store) for store in some] for name, some in kinds.items()}
+        _print_json({"folder": str(cache_folder()), **rows})
+        return
+    if removed:
+        freed = sum(store.num_bytes for store in removed)
+        typer.echo(f"removed {len(removed)}, {freed / 1e9:.2f} GB")
+    cache_table(cache_folder(), stores)
+
+
+def _row(store: CachedStore) -> dict[str, Any]:
+    return {**store._asdict(), "path": str(store.path)}
 
 
 @app.command()

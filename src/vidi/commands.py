@@ -16,8 +16,17 @@ from vidi import augment, storage
 from vidi.augment import Transform
 from vidi.batch import Batch
 from vidi.config import Config, parse
-from vidi.data import Audit, Dataset, open_dataset, pictures
+from vidi.data import (
+    Audit,
+    CachedStore,
+    Dataset,
+    cache_folder,
+    list_stores,
+    open_dataset,
+    pictures,
+)
 from vidi.data import audit as look_at
+from vidi.data import prune as remove_unused
 from vidi.doctor import Findings, examine
 from vidi.errors import DataError, MismatchError, UsageError
 from vidi.facts import SPLITS, Facts, Split
@@ -246,6 +255,32 @@ def _split(asked: str | None, dataset: Dataset) -> Split:
     if asked in SPLITS:
         raise DataError(f"{dataset.name} has no {asked} images", fix=f"it has {', '.join(present)}")
     raise UsageError(f"no split '{asked}'", fix=f"the splits are {', '.join(SPLITS)}")
+
+
+def cache(
+    *,
+    prune: bool = False,
+    unused_days: float = 30.0,
+    max_gb: float | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[list[CachedStore], list[CachedStore]]:
+    """What the cache of decoded pixels holds, and what was removed from it.
+
+    Args:
+        prune: remove what interrupted runs left, what is damaged or was decoded by another version,
+            and what was not used for `unused_days`; a run that needs it decodes it again.
+        max_gb: and then, while more than that is left, what was not used for longest.
+        cache_dir: another cache than the user's.
+
+    Returns:
+        Stores that are there, the last used one first, and those that were removed.
+    """
+    folder = cache_folder(cache_dir)
+    if max_gb is not None and not max_gb >= 0:
+        raise UsageError(f"a cache of {max_gb:g} GB", fix="give a number from 0 on")
+    most = None if max_gb is None else int(max_gb * 1e9)
+    removed = remove_unused(folder, unused_days=unused_days, max_bytes=most) if prune else []
+    return list_stores(folder), removed
 
 
 def report(run: str | Path | Run) -> Path:

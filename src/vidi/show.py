@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from rich.text import Text
 from vidi.storage import shown
 
 if TYPE_CHECKING:
-    from vidi.data import Audit
+    from vidi.data import Audit, CachedStore
     from vidi.model import Listing
     from vidi.train import Prepared
     from vidi.train import Progress as Moment
@@ -301,6 +302,41 @@ def _class_table(console: Console, audit: Audit) -> None:
 
 def _say(console: Console, text: str) -> None:
     console.print(Text(shown(text)), soft_wrap=True)
+
+
+def cache_table(folder: Path, stores: Sequence[CachedStore]) -> None:
+    """The stores of a cache, the last used one first, on standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    total = sum(store.num_bytes for store in stores)
+    console.print(Text(f"{shown(folder)}: {len(stores)} stores, {total / 1e9:.2f} GB"))
+    if not stores:
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("data")
+    for heading in ("images", "pixels", "GB", "last used"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    now = time.time()
+    for store in stores:
+        side = f"{store.store_px} x {store.store_px} x {store.channels}" if store.rows else ""
+        table.add_row(
+            Text(shown(store.name) if store.name else "?"),
+            f"{store.rows:,}",
+            side,
+            f"{store.num_bytes / 1e9:.3f}",
+            ago(now - store.used_at),
+            "" if store.state == "usable" else store.state,
+        )
+    console.print(table)
+
+
+def ago(seconds: float) -> str:
+    """3 days ago."""
+    for unit, length_s in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length_s:
+            count = int(seconds // length_s)
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
 
 
 def _is_new_validation(moment: Moment, last_step: int) -> bool:

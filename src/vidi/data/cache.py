@@ -230,13 +230,17 @@ def _described(folder: Path) -> CachedStore | None:
 
 
 def prune(
-    cache_dir: Path, *, unused_days: float = 30.0, max_bytes: int | None = None
+    cache_dir: Path,
+    *,
+    unused_days: float,
+    max_bytes: int | None = None,
+    other_decoders: bool = True,
 ) -> list[CachedStore]:
     """Remove what nobody will miss; returns what was removed.
 
-    That is: what an interrupted build left, what is damaged or of another decoder, what was not
-    used for `unused_days`, and, beyond `max_bytes` in all, what was not used for longest. A process
-    that has a store open keeps it until it ends.
+    That is: what an interrupted build left, what is damaged, what `other_decoders` made, what was
+    not used for `unused_days`, and, beyond `max_bytes` in all, what was not used for longest. A
+    process that has a store open keeps it until it ends.
     """
     oldest_at = time.time() - unused_days * 86_400
     gone: list[CachedStore] = []
@@ -244,7 +248,8 @@ def prune(
     for store in list_stores(cache_dir):
         if store.state == "unfinished" and not _is_abandoned(store):
             continue
-        useful = store.state == "usable" and store.used_at >= oldest_at
+        good = store.state == "usable" or (store.state == "other decoder" and not other_decoders)
+        useful = good and store.used_at >= oldest_at
         (kept if useful else gone).append(store)
     total = sum(store.num_bytes for store in kept)
     while max_bytes is not None and kept and total > max_bytes:
@@ -262,7 +267,9 @@ def make_room(cache_dir: Path, num_bytes: int) -> list[CachedStore]:
         return []
     total = sum(store.num_bytes for store in list_stores(cache_dir))
     limit = int(_SHARE * (free + total))
-    return prune(cache_dir, unused_days=365.0, max_bytes=max(0, limit - num_bytes))
+    # Another version of vidi may share the cache; it is not for this one to clear its stores.
+    most = max(0, limit - num_bytes)
+    return prune(cache_dir, unused_days=365.0, max_bytes=most, other_decoders=False)
 
 
 def _is_abandoned(store: CachedStore) -> bool:
