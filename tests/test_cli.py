@@ -65,7 +65,10 @@ def test_help_tells_a_newcomer_where_to_start(vidi: Vidi) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    "audit augment cache models train plan evaluate predict report doctor".split(),
+    [
+        *("audit", "augment", "cache", "doctor", "evaluate"),
+        *("models", "plan", "predict", "report", "train"),
+    ],
 )
 def test_every_command_explains_itself(vidi: Vidi, command: str) -> None:
     done = vidi(command, "--help")

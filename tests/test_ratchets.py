@@ -113,6 +113,7 @@ PUBLIC = {
     "tta: 'bool' = False, show: 'Callable[[Any], None] | None' = None) -> 'Evaluation'",
     "load": "(path: 'str | Path', *, model: 'Callable[..., nn.Module] | None' = None, "
     "tta: 'bool' = False) -> 'Predictor'",
+    "models": "(filter: 'str' = '', *, timm: 'bool' = False) -> 'tuple[Listing, ...]'",
     "plan": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, "
     "show: 'Callable[[Any], None] | None' = None) -> 'Prepared'",
@@ -156,6 +157,7 @@ OPTIONS = {
     "cache": {"--prune", "--days", "--max-gb", "--json"},
     "doctor": {"--json"},
     "evaluate": {"--split", "--model", "--tta", "--json"},
+    "models": {"--timm", "--json"},
     "plan": {"--model", "--epochs", "--minutes", "--config", "--set", "--json"},
     "predict": {"--model", "--top", "--tta", "--json"},
     "report": set(),
