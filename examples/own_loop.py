@@ -30,13 +30,7 @@ def main() -> None:
     plan = prepared.plan.model_copy(update={"horizon_steps": num_steps, "last_step": num_steps})
     job = build_job(plan, config, prepared.dataset, prepared.store, Extensions())
     state = build_state(plan, prepared.model)
-    settings = StepSettings(
-        precision=plan.execution.precision,
-        label_smoothing=plan.label_smoothing,
-        micro_batch_size=plan.micro_batch_size,
-        clip_norm=plan.clip_norm,
-        seed=plan.seed,
-    )
+    settings = StepSettings.of(plan)
     out = Path(tempfile.mkdtemp()) / "run"
     run = Run.create(out, texts={"config": config.to_toml(), "plan": plan.model_dump_json()})
     with run.lock():

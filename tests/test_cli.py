@@ -173,7 +173,17 @@ def test_models_lists_what_there_is(vidi: Vidi) -> None:
     done = vidi("models", "efficientnet_lite")
     assert done.status == 0
     first = next(line for line in done.out.splitlines() if "efficientnet_lite0" in line)
-    assert first.split()[1:] == "4.65 M 385.2 M 224 75.1% Apache-2.0, at hand".split()
+    assert first.split()[1:] == [
+        "4.65",
+        "M",
+        "385.2",
+        "M",
+        "224",
+        "75.1%",
+        "Apache-2.0,",
+        "at",
+        "hand",
+    ]
     (lenet,) = json.loads(vidi("models", "lenet5", "--json").out)
     assert (lenet["name"], lenet["accuracy"], lenet["at_hand"]) == ("lenet5", None, False)
     refused(vidi("models", "rasnet"), 2, "rasnet", "vidi models")

@@ -17,6 +17,7 @@ from vidi.facts import (
     Facts,
     Machine,
     Measurements,
+    ModelFacts,
     StepTiming,
     WeightsFacts,
 )
@@ -252,3 +253,186 @@ def test_an_accelerator_is_used_and_named() -> None:
     plan = plan_for(machine=machine(accelerators=(card,)), **PHOTOS)
     assert (plan.execution.device, plan.execution.precision) == ("cuda", "bfloat16")
     assert plan.reasons["execution.device"] == "a card"
+
+
+# The loss, by the counts of the classes.
+
+
+def counts(*train: int) -> dict[str, Any]:
+    return {
+        "classes": tuple(f"c{i}" for i in range(len(train))),
+        "counts": {"train": train, "validation": (5,) * len(train), "test": (5,) * len(train)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("train", "settings", "name", "imbalance"),
+    [
+        ((100, 100), {}, "cross_entropy", "none"),
+        ((1_900, 100), {}, "cross_entropy", "none"),
+        ((2_100, 100), {}, "cross_entropy", "logit_adjustment"),
+        ((2_100, 100), {"train__loss": "bce"}, "bce", "weighted"),
+        ((2_100, 100), {"train__loss": "focal"}, "focal", "focal"),
+        ((2_100, 100), {"train__imbalance": "none"}, "cross_entropy", "none"),
+        ((100, 100), {"train__imbalance": "focal"}, "focal", "focal"),
+        ((300, 100), {"train__imbalance": "weighted"}, "cross_entropy", "weighted"),
+    ],
+)
+def test_the_loss_is_chosen_from_the_counts_unless_asked_for(
+    train: tuple[int, ...], settings: dict[str, object], name: str, imbalance: str
+) -> None:
+    plan = plan_for(asked(**settings), dataset=dataset(**counts(*train)))
+    assert (plan.loss.name, plan.loss.imbalance) == (name, imbalance)
+    assert plan.reasons["loss.imbalance"]
+
+
+@given(st.lists(st.integers(0, 5_000), min_size=2, max_size=9))
+def test_class_weights_make_each_class_count_alike(train: list[int]) -> None:
+    if sum(1 for count in train if count) < 2:
+        return
+    facts = dataset(**counts(*train))
+    weights = plan_for(asked(train__imbalance="weighted"), dataset=facts).loss.class_weights
+    assert weights is not None
+    shares = [weight * count for weight, count in zip(weights, train, strict=True) if count]
+    assert shares == pytest.approx([shares[0]] * len(shares))
+    assert sum(shares) == pytest.approx(sum(train))
+
+
+def test_the_prior_of_a_class_without_images_is_finite() -> None:
+    plan = plan_for(
+        asked(train__imbalance="logit_adjustment"), dataset=dataset(**counts(90, 10, 0))
+    )
+    assert plan.loss.log_prior is not None
+    assert all(math.isfinite(value) for value in plan.loss.log_prior)
+    assert plan.loss.log_prior[0] == pytest.approx(math.log(0.9))
+
+
+CONTRADICTIONS: dict[str, tuple[dict[str, object], str]] = {
+    "two averages": ({"train__ema_decay": 0.9, "train__swa_fraction": 0.2}, "two averages"),
+    "focal and bce": ({"train__loss": "bce", "train__imbalance": "focal"}, "loss of its own"),
+    "adjusted bce": ({"train__loss": "bce", "train__imbalance": "logit_adjustment"}, "softmax"),
+    "gamma of nothing": ({"train__focal_gamma": 1.0}, "only used by the focal loss"),
+    "sizes that fall": ({"train__progressive_px": (28, 20)}, "has to rise"),
+    "sizes that end elsewhere": ({"train__progressive_px": (14, 20)}, "has to rise"),
+    "frozen and random": ({"train__freeze_stages": 2}, "not pretrained"),
+    "unfreezing what is random": ({"train__unfreeze_fraction": 0.5}, "not pretrained"),
+    "a head on nothing": ({"train__head": "first"}, "not pretrained"),
+    "L-BFGS in steps": ({"train__optimizer": "lbfgs"}, "fits heads"),
+    "compiling without a compiler": ({"machine__compile": True}, "compiler"),
+    "fsdp alone": ({"machine__strategy": "fsdp"}, "over processes"),
+    "tf32 on a processor": ({"machine__precision": "tf32"}, "NVIDIA"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_settings_that_contradict_each_other_are_refused_before_training(case: str) -> None:
+    settings, sentence = CONTRADICTIONS[case]
+    with pytest.raises(ConfigError, match=sentence) as refused:
+        plan_for(asked(**settings))
+    assert refused.value.fix
+
+
+@pytest.mark.parametrize(
+    "settings", [{"train__schedule": "plateau"}, {"train__patience_epochs": 3}], ids=str
+)
+def test_what_follows_the_validation_needs_one(settings: dict[str, object]) -> None:
+    facts = dataset(counts={"train": (50, 50), "validation": (0, 0)}, classes=("a", "b"))
+    with pytest.raises(ConfigError, match="held out"):
+        plan_for(asked(**settings), dataset=facts)
+
+
+def test_accumulation_that_does_not_divide_is_resolved_with_a_reason() -> None:
+    plan = plan_for(asked(train__batch_size=10, train__accumulate=3))
+    assert plan.micro_batch_size == 4
+    assert "last one smaller" in plan.reasons["accumulate"]
+
+
+# What changes along a run.
+
+
+def test_stages_of_size_divide_the_run_evenly() -> None:
+    plan = plan_for(asked(train__progressive_px=(14, 20, 28), train__epochs=3))
+    assert [stage.image_px for stage in plan.stages] == [14, 20, 28]
+    assert plan.stage_at(0).image_px == 14
+    assert plan.stage_at(plan.horizon_steps - 1).image_px == 28
+    assert plan.end_of(plan.stages[0]) == pytest.approx(plan.horizon_steps / 3, abs=1)
+
+
+@given(
+    fraction=st.floats(0.01, 0.9),
+    frozen=st.integers(0, 3),
+    sizes=st.sampled_from([None, (96, 224), (64, 128, 224)]),
+)
+def test_unfreezing_goes_from_the_head_to_what_stays_frozen(
+    fraction: float, frozen: int, sizes: tuple[int, ...] | None
+) -> None:
+    config = asked(train__unfreeze_fraction=fraction, train__freeze_stages=frozen,
+                   train__progressive_px=sizes)  # fmt: skip
+    model = ModelFacts(name="m", parameters=1, multiply_adds=1, stages=tuple("abcdefg"))
+    stages = plan_for(config, model=model, **PHOTOS).stages
+    counts = [stage.frozen_stages for stage in stages]
+    assert counts == sorted(counts, reverse=True)
+    assert (counts[0], counts[-1]) == (6, frozen)
+    ends = [stage.until for stage in stages]
+    assert ends == sorted(set(ends))
+    assert ends[-1] == 1.0
+    assert stages[-1].image_px == 224
+
+
+def test_a_head_alone_takes_no_steps() -> None:
+    plan = plan_for(asked(train__head="only"), **PHOTOS)
+    assert (plan.horizon_steps, plan.last_step) == (0, 0)
+    assert plan.evaluate_every_steps >= 1
+
+
+# Processes that share a batch.
+
+
+def test_a_batch_is_shared_evenly_between_processes() -> None:
+    plan = plan_for(asked(train__batch_size=50), machine=machine(processes=4, local_processes=4))
+    assert (plan.batch_size, plan.local_batch_size) == (48, 12)
+    assert "multiple of 4" in plan.reasons["batch_size"]
+    assert plan.execution.threads == 1
+
+
+def test_more_processes_than_images_are_refused() -> None:
+    with pytest.raises(ConfigError, match="shared by 4 processes"):
+        plan_for(asked(train__batch_size=3), machine=machine(processes=4))
+
+
+def test_small_parts_of_a_batch_share_their_statistics_on_accelerators() -> None:
+    card = Accelerator(kind="cuda", name="a card", memory_bytes=80 << 30, bfloat16=True)
+    for batch_size, shared in ((64, True), (512, False)):
+        plan = plan_for(
+            asked(train__batch_size=batch_size, model__name="resnet18", model__weights="none"),
+            machine=machine(processes=8, accelerators=(card,)),
+        )
+        assert plan.execution.sync_batch_norm is shared
+
+
+# The fastest way of computing a step.
+
+
+def timing(rate: float, **more: Any) -> StepTiming:
+    values: dict[str, Any] = {
+        "precision": "float32", "channels_last": True, "batch_size": 128, "threads": 2,
+        "images_per_second": rate, "micro_batch_size": 128,
+    }  # fmt: skip
+    return StepTiming(**{**values, **more})
+
+
+def test_compiling_is_taken_where_the_run_is_long_enough_to_earn_it() -> None:
+    steps = (timing(1_000), timing(1_500, compile=True, compile_s=60.0))
+    measured = Measurements(steps=steps)
+    short = plan_for(asked(train__epochs=0.5), measured=measured)
+    long = plan_for(asked(train__epochs=30), measured=measured)
+    assert (short.execution.compile, long.execution.compile) == (False, True)
+    assert "60 s of compiling" in long.reasons["execution.compile"]
+
+
+def test_a_smaller_part_of_the_batch_is_taken_where_it_is_faster() -> None:
+    steps = (timing(1_000), timing(1_300, micro_batch_size=32))
+    plan = plan_for(measured=Measurements(steps=steps))
+    assert plan.micro_batch_size == 32
+    assert plan.accumulate == plan.batch_size // 32
+    assert "measured faster" in plan.reasons["accumulate"]

@@ -25,14 +25,14 @@ ROWS = (
     ("errors",),
     ("config", "facts", "schedule", "image", "metrics", "space", "storage", "augment_settings"),
     ("plan",),
-    ("run", "zoo", "batch", "finite"),
-    ("weights",),
-    ("data", "augment", "model", "optim", "step", "import_weights"),
+    ("run", "zoo", "batch", "finite", "energy"),
+    ("weights", "loss"),
+    ("data", "augment", "model", "optim", "step", "memory", "import_weights"),
     ("probe", "restore"),
     ("evaluate", "predictor", "doctor"),
-    ("export", "report", "testing"),
+    ("export", "report", "testing", "events"),
     ("train",),
-    ("tune", "serve", "commands"),
+    ("tune", "serve", "commands", "launch"),
     ("show",),
     ("cli",),
     ("__main__",),
@@ -111,6 +111,10 @@ PUBLIC = {
     "evaluate": "(run: 'str | Path | Run', data: 'str | Path | None' = None, *, "
     "split: 'str | None' = None, model: 'Callable[..., nn.Module] | None' = None, "
     "tta: 'bool' = False, show: 'Callable[[Any], None] | None' = None) -> 'Evaluation'",
+    "find_learning_rate": "(data: 'str | Path', config: 'Config | None' = None, *, "
+    "settings: 'Mapping[str, object] | None' = None, out: 'str | Path' = 'learning-rate.svg', "
+    "show: 'Callable[[Any], None] | None' = None) -> 'RangeTest'",
+    "tensorboard": "(run: 'str | Path | Run', out: 'str | Path') -> 'Path'",
     "load": "(path: 'str | Path', *, model: 'Callable[..., nn.Module] | None' = None, "
     "tta: 'bool' = False) -> 'Predictor'",
     "models": "(filter: 'str' = '', *, timm: 'bool' = False) -> 'tuple[Listing, ...]'",
@@ -122,7 +126,8 @@ PUBLIC = {
     "settings: 'Mapping[str, object] | None' = None, out: 'str | Path | None' = None, "
     "model: 'Callable[..., nn.Module] | None' = None, transforms: 'Sequence[Transform]' = (), "
     "schedule: 'Callable[[float], float] | None' = None, show: 'Show | None' = None, "
-    "force_resume: 'bool' = False, started_at: 'float | None' = None) -> 'Run'",
+    "force_resume: 'bool' = False, profile: 'bool' = False, started_at: 'float | None' = None) "
+    "-> 'Run'",
 }
 CLASSES = {
     "Batch",
@@ -158,9 +163,19 @@ OPTIONS = {
     "doctor": {"--json"},
     "evaluate": {"--split", "--model", "--tta", "--json"},
     "models": {"--timm", "--json"},
-    "plan": {"--model", "--epochs", "--minutes", "--config", "--set", "--json"},
+    "plan": {
+        "--model",
+        "--epochs",
+        "--minutes",
+        "--config",
+        "--set",
+        "--lr-find",
+        "--picture",
+        "--json",
+    },
     "predict": {"--model", "--top", "--tta", "--json"},
     "report": set(),
+    "tensorboard": {"--out"},
     "train": {
         "--out",
         "--model",
@@ -169,6 +184,9 @@ OPTIONS = {
         "--config",
         "--set",
         "--force-resume",
+        "--profile",
+        "--nproc",
+        "--max-restarts",
         "--json",
     },
 }

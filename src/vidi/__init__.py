@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vidi.batch import Batch
-    from vidi.commands import audit, cache, contact_sheet, doctor, evaluate, plan, report
+    from vidi.commands import (
+        audit,
+        cache,
+        contact_sheet,
+        doctor,
+        evaluate,
+        find_learning_rate,
+        plan,
+        report,
+        tensorboard,
+    )
     from vidi.config import Config
     from vidi.errors import VidiError
     from vidi.metrics import Evaluation, Predictions
@@ -38,10 +48,12 @@ __all__ = [
     "contact_sheet",
     "doctor",
     "evaluate",
+    "find_learning_rate",
     "load",
     "models",
     "plan",
     "report",
+    "tensorboard",
     "train",
 ]
 
@@ -60,10 +72,12 @@ _OWNERS = {
     "contact_sheet": "vidi.commands",
     "doctor": "vidi.commands",
     "evaluate": "vidi.commands",
+    "find_learning_rate": "vidi.commands",
     "load": "vidi.predictor",
     "models": "vidi.commands",
     "plan": "vidi.commands",
     "report": "vidi.commands",
+    "tensorboard": "vidi.commands",
     "train": "vidi.train",
 }
 

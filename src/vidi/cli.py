@@ -129,6 +129,29 @@ def train(
         bool,
         typer.Option("--force-resume", help="Continue although settings or data differ."),
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Write a trace of a few steps, for ui.perfetto.dev."),
+    ] = False,
+    nproc: Annotated[
+        int | None,
+        typer.Option(
+            "--nproc",
+            metavar="N",
+            min=1,
+            help="Train in N processes that share each batch.",
+            show_default=False,
+        ),
+    ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            "--max-restarts",
+            metavar="N",
+            min=0,
+            help="With --nproc: start all again, from the newest checkpoint, when one ends.",
+        ),
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train one classifier, judge it on held-out images, write a report.
@@ -139,11 +162,22 @@ def train(
     from vidi import train as run_training
     from vidi.show import display
 
+    if nproc is not None and nproc > 1:
+        _launch(data, out, processes=nproc, max_restarts=max_restarts)
     asked = _asked(config, settings, model=model, epochs=epochs, minutes=minutes)
     with display(quiet=as_json) as show:
         run = run_training(
-            data, asked, out=out, show=show, force_resume=force_resume, started_at=STARTED_AT
+            data,
+            asked,
+            out=out,
+            show=show,
+            force_resume=force_resume,
+            profile=profile,
+            started_at=STARTED_AT,
         )
+    if int(os.environ.get("RANK", "0")) > 0:
+        # The first of several processes speaks for all.
+        return
     judged = run.evaluated_splits()
     split = "test" if "test" in judged else "validation"
     evaluation = _evaluation(run.read_evaluation(split))
@@ -172,6 +206,15 @@ def plan(
     minutes: Minutes = None,
     config: ConfigFile = None,
     settings: Settings = None,
+    lr_find: Annotated[
+        bool,
+        typer.Option(
+            "--lr-find", help="Raise the learning rate until the loss leaves; draw it, say where."
+        ),
+    ] = False,
+    picture: Annotated[
+        Path, typer.Option("--picture", metavar="FILE", help="Where --lr-find draws.")
+    ] = Path("learning-rate.svg"),
     as_json: AsJson = False,
 ) -> None:
     """Show every decision with its reason; trains nothing.
@@ -182,6 +225,9 @@ def plan(
     from vidi.show import decision_table, display
 
     asked = _asked(config, settings, model=model, epochs=epochs, minutes=minutes)
+    if lr_find:
+        _find_rate(data, asked, picture, as_json=as_json)
+        return
     with display(quiet=as_json) as show:
         prepared = make_plan(data, asked, show=show)
     if as_json:
@@ -434,6 +480,19 @@ def _row(store: CachedStore) -> dict[str, Any]:
 
 
 @app.command()
+def tensorboard(
+    run: RunDirectory,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where the event files go.")
+    ] = Path("tensorboard"),
+) -> None:
+    """Write a run's curves, settings and mistakes for `tensorboard --logdir DIR`."""
+    from vidi import tensorboard as write_events
+
+    typer.echo(f"tensorboard --logdir {write_events(run, out)}")
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine has, what is missing, and what to do about it."""
     from vidi import doctor as examine
@@ -462,6 +521,52 @@ def _asked(
     options = {"model.name": model, "train.epochs": epochs, "train.minutes": minutes}
     settings |= {name: value for name, value in options.items() if value is not None}
     return asked.with_settings(settings)
+
+
+def _find_rate(data: str, asked: Config, picture: Path, *, as_json: bool) -> None:
+    from vidi import find_learning_rate
+    from vidi.show import display
+
+    with display(quiet=as_json) as show:
+        test = find_learning_rate(data, asked, out=picture, show=show)
+    if as_json:
+        _print_json({**test._asdict(), "picture": str(picture)})
+        return
+    if test.per_256 is None:
+        typer.echo("the loss did not fall at any rate: see the picture")
+    else:
+        typer.echo(f"falls fastest at {test.suggestion:.3g} for the run's batch size")
+        typer.echo(f"to take it: --set train.learning_rate={test.per_256:.3g}")
+    typer.echo(f"picture: {picture}")
+
+
+def _launch(data: str, out: Path | None, *, processes: int, max_restarts: int) -> NoReturn:
+    """The same command in several processes, which all need the same place for the run."""
+    from datetime import datetime
+
+    from vidi.launch import launch
+    from vidi.run import default_run_path
+
+    words = _without(sys.argv[1:], {"--nproc", "--max-restarts"})
+    if out is None:
+        path = Path(data)
+        name = path.resolve().name if path.exists() else data
+        words += ["--out", str(default_run_path(Path("runs"), name, datetime.now()))]
+    sys.exit(launch(words, processes=processes, max_restarts=max_restarts))
+
+
+def _without(words: list[str], options: set[str]) -> list[str]:
+    """Command-line words without these options and their values."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in options:
+            skip = True
+        elif word.split("=")[0] not in options:
+            kept.append(word)
+    return kept
 
 
 def _own(name: str | None) -> Any:

@@ -29,25 +29,33 @@ from vidi.data import audit as look_at
 from vidi.data import prune as remove_unused
 from vidi.doctor import Findings, examine
 from vidi.errors import DataError, MismatchError, UsageError
+from vidi.events import write_events
 from vidi.facts import SPLITS, Facts, Split
 from vidi.image import encode_png
 from vidi.metrics import Evaluation
 from vidi.model import Listing, list_models
 from vidi.plan import Plan
 from vidi.predictor import view_kind
-from vidi.probe import machine
+from vidi.probe import RangeTest, machine, picture, range_test
 from vidi.report import PICTURE_PX, audit_pictures, render_audit, write
 from vidi.restore import build_model, load_best
 from vidi.run import Run
+from vidi.step import StepSettings
 from vidi.train.finish import fitted_temperature, judge, judged
 from vidi.train.prepare import (
     Extensions,
     Prepared,
+    build_optimizer,
     decoded,
     looked_at,
     prepare,
+    some_batches,
     transform_of,
 )
+
+# The learning-rate range test: steps, and how long it may take.
+RANGE_STEPS: Final = 100
+RANGE_LIMIT_S: Final = 60.0
 
 
 def plan(
@@ -179,6 +187,56 @@ def _refuse_among(folder: Path, root: Path) -> None:
             f"{folder} lies inside the data {root}, where nothing is written",
             fix="give --out a folder outside of them",
         )
+
+
+def find_learning_rate(
+    data: str | Path,
+    config: Config | None = None,
+    *,
+    settings: Mapping[str, object] | None = None,
+    out: str | Path = "learning-rate.svg",
+    show: Callable[[Any], None] | None = None,
+) -> RangeTest:
+    """Raise the learning rate until the loss leaves, on a copy of the planned model; draw it.
+
+    Returns:
+        The test; `per_256` is what `train.learning_rate` wants to be set to.
+
+    Raises:
+        UsageError, ConfigError: the request cannot be.
+        DataError: the data do not allow it.
+        StorageError: the picture cannot be written.
+    """
+    asked = (config or Config()).with_settings(settings or {})
+    tell = show or (lambda _: None)
+    prepared = prepare(data, asked, Extensions(), say=tell, started_at=time.monotonic())
+    made = prepared.plan
+    tell("raising the learning rate until the loss leaves")
+    test = range_test(
+        prepared.model,
+        lambda network: build_optimizer(made, network),
+        some_batches(made, asked, prepared.dataset, prepared.store, Extensions(), RANGE_STEPS),
+        StepSettings.of(made),
+        low=made.optimizer.learning_rate * 1e-3,
+        high=made.optimizer.learning_rate * 1e2,
+        steps=RANGE_STEPS,
+        scale=made.optimizer.learning_rate / made.optimizer.learning_rate_per_256,
+        limit_s=RANGE_LIMIT_S,
+    )
+    title = f"{made.model.name}, {made.optimizer.name}, batch {made.batch_size}"
+    storage.write_file(Path(out), picture(test, title).encode())
+    return test
+
+
+def tensorboard(run: str | Path | Run, out: str | Path) -> Path:
+    """Write a run's curves, settings and mistakes as event files for TensorBoard into `out`.
+
+    Raises:
+        UsageError: not a run, or `out` is not empty.
+        MissingExtra: the package tensorboard is not installed.
+    """
+    opened = run if isinstance(run, Run) else Run.open(Path(run))
+    return write_events(opened, Path(out))
 
 
 def evaluate(

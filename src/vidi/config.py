@@ -92,18 +92,49 @@ class TrainConfig(Frozen):
     momentum: Fraction | None = None
     weight_decay: Annotated[float, Field(ge=0.0)] | None = None
     schedule: str | None = Field(None, description="cosine, step, ..., or module:function")
+    schedule_settings: dict[str, float | tuple[float, ...]] | None = Field(
+        None, description="settings of that schedule, such as { every_fraction = 0.3 }"
+    )
     warmup_fraction: Fraction | None = Field(
         None, description="share of the run in which the learning rate rises"
+    )
+    loss: Literal["cross_entropy", "bce", "focal"] | None = None
+    focal_gamma: Annotated[float, Field(ge=0.0, le=10.0)] | None = Field(
+        None, description="how much the focal loss looks away from what is easy"
+    )
+    imbalance: Literal["none", "weighted", "logit_adjustment", "focal"] | None = Field(
+        None, description="what is done about classes with few images"
     )
     label_smoothing: Fraction | None = None
     ema_decay: Fraction | None = Field(
         None, description="decay of the weight average; 0 switches it off"
+    )
+    swa_fraction: Fraction | None = Field(
+        None, description="last share of the run whose weights are averaged, all alike; 0: off"
+    )
+    sam_rho: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="radius of sharpness-aware minimisation; doubles the time; 0: off"
     )
     clip_norm: Annotated[float, Field(gt=0.0)] | None = Field(
         None, description="largest norm of the gradient of one update"
     )
     sampling: Literal["each", "balanced", "weighted"] | None = Field(
         None, description="how often an image comes up: once, classes alike, or by its weight"
+    )
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None, description="learning rate of each stage as a share of the next one's"
+    )
+    freeze_stages: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="first stages of a pretrained network that never learn"
+    )
+    unfreeze_fraction: Fraction | None = Field(
+        None, description="share of the run over which the stages begin to learn, last one first"
+    )
+    head: Literal["with_the_rest", "first", "only"] | None = Field(
+        None, description="whether the head is fitted on kept features first, or nothing else is"
+    )
+    progressive_px: tuple[Pixels, ...] | None = Field(
+        None, description="sizes of the images in equal parts of the run; the last is image_px"
     )
     patience_epochs: Positive | None = Field(
         None, description="stop when validation did not get better for so long"
@@ -142,6 +173,23 @@ class MachineConfig(Frozen):
     device: Literal["cpu", "cuda", "mps", "xpu"] | None = None
     precision: Precision | None = None
     channels_last: bool | None = None
+    probe: Literal["cached", "fresh", "never"] | None = Field(
+        None, description="whether ways of computing a step are timed first; once, if left open"
+    )
+    compile: bool | None = Field(None, description="torch.compile the model")
+    recompute: bool | None = Field(
+        None, description="keep fewer activations and compute them again, to save memory"
+    )
+    keep_memory: bool | None = Field(None, description="tell malloc to keep what a step frees")
+    deterministic: bool | None = Field(
+        None, description="only operations whose result is always the same, also on GPUs"
+    )
+    strategy: Literal["ddp", "fsdp"] | None = Field(
+        None, description="several processes: a copy of the model each, or a share of one"
+    )
+    timeout_s: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="how long processes wait for each other before they give up"
+    )
     threads: Positive | None = Field(None, description="threads of one tensor operation")
     loader_threads: Positive | None = Field(None, description="threads that prepare batches")
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
 
 class Frozen(BaseModel):
@@ -81,6 +81,11 @@ class Machine(Frozen):
     accelerators: tuple[Accelerator, ...] = ()
     python: str
     torch: str
+    # torch.compile finds what it needs to build code for a processor.
+    compiler: bool = False
+    # Processes that train together, and how many of them are on this machine.
+    processes: int = 1
+    local_processes: int = 1
 
 
 class WeightsFacts(Frozen):
@@ -113,6 +118,12 @@ class StepTiming(Frozen):
     batch_size: int
     threads: int
     images_per_second: float
+    # Images that go through the model at once; a batch is cut into such parts.
+    micro_batch_size: int | None = None
+    compile: bool = False
+    keep_memory: bool = True
+    # Seconds that compiling took; a run pays them once.
+    compile_s: float = 0.0
     # Why the candidate is out although it ran, e.g. its loss left the tolerance. Empty: it is in.
     rejected: str = ""
 

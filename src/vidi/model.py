@@ -166,11 +166,14 @@ class Classifier(nn.Module):
         return tuple(_children(self.network))
 
     def train(self, mode: bool = True) -> Classifier:
-        """As torch's; frozen batch norms stay in evaluation mode."""
+        """As torch's; frozen batch norms, and those of frozen stages, stay in evaluation mode."""
         super().train(mode)
-        if mode and self.batch_norm_frozen:
+        if mode:
             for module in self.modules():
-                if isinstance(module, _BatchNorm):
+                if isinstance(module, _BatchNorm) and (
+                    self.batch_norm_frozen
+                    or (module.weight is not None and not module.weight.requires_grad)
+                ):
                     module.eval()
         return self
 
@@ -532,7 +535,7 @@ def freeze_batch_norm(classifier: Classifier, frozen: bool = True) -> None:
 def freeze(classifier: Classifier, num_stages: int) -> tuple[str, ...]:
     """The first `num_stages` stages do not learn, the others do; returns the frozen ones' names.
 
-    Zero unfreezes everything. Statistics of frozen batch norms still move: `freeze_batch_norm`.
+    Zero unfreezes everything. Batch norms of frozen stages keep their statistics too.
 
     Raises:
         UsageError: that would freeze the head too, or is negative.
@@ -546,6 +549,7 @@ def freeze(classifier: Classifier, num_stages: int) -> tuple[str, ...]:
     classifier.network.requires_grad_(True)
     for _, module in stages[:num_stages]:
         module.requires_grad_(False)
+    classifier.train(classifier.training)
     return tuple(name for name, _ in stages[:num_stages])
 
 

@@ -485,12 +485,15 @@ class Average:
     Args:
         model: what is averaged; it is copied.
         decay: share of the average that stays in one step, in [0, 1).
+        uniform: all steps count alike instead, as stochastic weight averaging has it (Izmailov et
+            al. 2018).
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float = 0.0, *, uniform: bool = False) -> None:
         if not 0.0 <= decay < 1.0:
             raise UsageError(f"decay = {decay}: an average takes a number from 0 to below 1")
         self.decay = decay
+        self.uniform = uniform
         self.num_steps = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         # The model averaged last and its tensors beside ours; looking them up takes longer than
@@ -516,8 +519,11 @@ class Average:
         if on_host and not finite:
             return False
         self.num_steps += steps
-        last = self.num_steps - 1
-        weight = 1.0 - min(self.decay, (1.0 + last) / (10.0 + last)) ** steps
+        if self.uniform:
+            weight = steps / self.num_steps
+        else:
+            last = self.num_steps - 1
+            weight = 1.0 - min(self.decay, (1.0 + last) / (10.0 + last)) ** steps
         if on_host:
             torch._foreach_lerp_(averages, values, weight)
         else:

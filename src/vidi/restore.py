@@ -48,6 +48,8 @@ def build_model(plan: Plan, own: Callable[..., nn.Module] | None = None) -> Clas
     )
     if plan.model.freeze_batch_norm:
         model.freeze_batch_norm(classifier)
+    if plan.execution.recompute:
+        model.checkpoint_activations(classifier)
     layout = torch.channels_last if plan.execution.channels_last else torch.contiguous_format
     return classifier.to(device=plan.execution.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 

@@ -455,6 +455,11 @@ class Run:
         return self._write_result(self.report_path, html.encode("utf-8"))
 
     @property
+    def profile_path(self) -> Path:
+        """A trace of a few steps, which Perfetto opens."""
+        return self.path / "profile.json.gz"
+
+    @property
     def bundle_path(self) -> Path:
         return self.path / "bundle"
 

@@ -7,18 +7,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from vidi import schedule
 from vidi.storage import shown
 
 if TYPE_CHECKING:
     from vidi.data import Audit, CachedStore
     from vidi.model import Listing
+    from vidi.plan import Plan
     from vidi.train import Prepared
     from vidi.train import Progress as Moment
 
@@ -163,19 +165,25 @@ def decision_table(prepared: Prepared) -> None:
     for name, value, reason in prepared.plan.decisions():
         table.add_row(Text(name), Text(value), Text(reason))
     console.print(table)
+    console.print(Text(rate_curve(prepared.plan)))
     measured = prepared.facts.measured
     if measured is None or not measured.steps:
         return
-    slowest = min(step.images_per_second for step in measured.steps)
+    rates = [step.images_per_second for step in measured.steps if step.images_per_second]
+    slowest = min(rates, default=1.0)
     table = Table(title="\nmeasured steps", title_justify="left", box=None, pad_edge=False)
-    for heading in ("precision", "layout", "batch", "images/s", "times", ""):
+    headings = ("precision", "layout", "at once", "threads", "compiled", "malloc", "images/s")
+    for heading in (*headings, "times", ""):
         table.add_column(heading)
     for step in sorted(measured.steps, key=lambda step: -step.images_per_second):
         table.add_row(
             step.precision,
             "channels_last" if step.channels_last else "contiguous",
-            str(step.batch_size),
-            f"{step.images_per_second:,.0f}",
+            str(step.micro_batch_size or step.batch_size),
+            str(step.threads),
+            f"{step.compile_s:.0f} s" if step.compile else "",
+            "kept" if step.keep_memory else "returned",
+            f"{step.images_per_second:,.3g}",
             f"{step.images_per_second / slowest:.2f}",
             step.rejected,
         )
@@ -337,6 +345,19 @@ def ago(seconds: float) -> str:
             count = int(seconds // length_s)
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
     return "just now"
+
+
+def rate_curve(plan: Plan, columns: int = 60) -> str:
+    """The learning rate over the run, drawn with blocks; for a schedule of one's own, in words."""
+    name = plan.schedule.name
+    if ":" in name:
+        return f"\nlearning rate: {name}"
+    settings: dict[str, Any] = {} if name == "plateau" else dict(plan.schedule.settings)
+    curve = schedule.make(name, warmup_fraction=plan.schedule.warmup_fraction, **settings)
+    blocks = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+    shares = [curve(column / (columns - 1)) for column in range(columns)]
+    drawn = "".join(blocks[round(share * 8)] for share in shares)
+    return f"\nlearning rate, peak {plan.optimizer.learning_rate:.3g}\n|{drawn}|"
 
 
 def _is_new_validation(moment: Moment, last_step: int) -> bool:

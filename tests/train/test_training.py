@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import vidi
+from vidi import storage
 from vidi.augment import ImageRandom
 from vidi.batch import Batch
 from vidi.errors import Interrupted, MismatchError, StorageError, TrainingError
@@ -339,15 +340,15 @@ def test_a_disk_that_is_full_stops_the_run_with_74_after_three_saves(tmp_path: P
 def test_one_failed_save_costs_nothing(
     whole: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, calls = Run.save_checkpoint, []
+    write, calls = storage.write_folder, []
 
-    def failing(self: Run, step: int, *rest: Any, **more: Any) -> Any:
-        calls.append(step)
+    def failing(path: Path, *rest: Any, **more: Any) -> Any:
+        calls.append(path)
         if len(calls) == 2:
             raise StorageError("no space left on the disk")
-        return save(self, step, *rest, **more)
+        return write(path, *rest, **more)
 
-    monkeypatch.setattr(Run, "save_checkpoint", failing)
+    monkeypatch.setattr(storage, "write_folder", failing)
     said: list[str] = []
 
     def show(what: object) -> None:

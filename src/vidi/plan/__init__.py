@@ -9,28 +9,34 @@ pixels say, what the probe measured). What an earlier call decided for the pixel
 those rules read only the facts that were there from the start.
 """
 
+from vidi.plan.execution import TIMEOUT_S
 from vidi.plan.feeding import Build, Place, Sampling
 from vidi.plan.making import make, retimed
 from vidi.plan.network import SMALL_IMAGE_PX, Choice, choose_model
 from vidi.plan.values import (
     ExecutionPlan,
+    LossPlan,
     ModelPlan,
     OptimizerPlan,
     Plan,
     SchedulePlan,
+    Stage,
 )
 
 __all__ = [
     "SMALL_IMAGE_PX",
+    "TIMEOUT_S",
     "Build",
     "Choice",
     "ExecutionPlan",
+    "LossPlan",
     "ModelPlan",
     "OptimizerPlan",
     "Place",
     "Plan",
     "Sampling",
     "SchedulePlan",
+    "Stage",
     "choose_model",
     "make",
     "retimed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from vidi.config import Config
@@ -13,56 +14,139 @@ from vidi.plan.feeding import decide_build, decide_place
 from vidi.plan.network import SMALL_IMAGE_PX
 from vidi.plan.values import ExecutionPlan
 
+# Batch norm over fewer images than this in each process is noise: the processes share statistics.
+SYNC_BATCH_NORM_BELOW = 16
+# How long a process waits for the others. torch's half an hour helps nobody.
+TIMEOUT_S = 120.0
+
 
 def decide_execution(
-    config: Config, facts: Facts, pixels: PixelContract, decided: Decisions
+    config: Config,
+    facts: Facts,
+    pixels: PixelContract,
+    decided: Decisions,
+    *,
+    batch_size: int,
+    frozen_norms: bool,
 ) -> ExecutionPlan:
+    """Device, precision, layout, compilation, threads, processes.
+
+    Raises:
+        ConfigError: what was asked for does not work on this machine.
+    """
     asked, machine = config.machine, facts.machine
-    available = {accelerator.kind: accelerator for accelerator in machine.accelerators}
-    if asked.device not in (None, "cpu") and asked.device not in available:
-        names = ", ".join(["cpu", *available])
+    device = decide_device(config, facts, decided)
+    _check(config, machine, device)
+    accelerators = {accelerator.kind: accelerator for accelerator in machine.accelerators}
+    accelerator = None if device == "cpu" else accelerators[device]
+    best = fastest(facts, config)
+    deterministic = decided.take(
+        "execution.deterministic", asked.deterministic, _deterministic_rule(device)
+    )
+    cores = max(1, machine.usable_cores // machine.local_processes)
+    threads_rule = cores, f"this process may use {cores} of {machine.usable_cores} cores"
+    if best is not None and best.threads != cores:
+        threads_rule = best.threads, _measured(best)
+    threads = decided.take("execution.threads", asked.threads, threads_rule)
+    place = decide_place(config, facts, pixels, device, decided)
+    world = machine.processes
+    each = batch_size // world
+    return ExecutionPlan(
+        device=device,
+        precision=decided.take(
+            "execution.precision", asked.precision, _precision_rule(best, accelerator)
+        ),
+        channels_last=decided.take(
+            "execution.channels_last", asked.channels_last, _layout_rule(best)
+        ),
+        compile=decided.take("execution.compile", asked.compile, _compile_rule(best)),
+        recompute=decided.take(
+            "execution.recompute", asked.recompute, (False, "memory is not what is missing")
+        ),
+        keep_memory=decided.take(
+            "execution.keep_memory", asked.keep_memory, _keep_memory_rule(best, device)
+        ),
+        deterministic=deterministic,
+        threads=threads,
+        loader_threads=decided.take(
+            "execution.loader_threads", asked.loader_threads, _loader_threads_rule(device, machine)
+        ),
+        store=place,
+        build=decide_build(config, facts, place, threads, decided),
+        world_size=decided.take(
+            "execution.world_size",
+            None,
+            (world, "this process alone" if world == 1 else "as started; --nproc or torchrun"),
+        ),
+        strategy=decided.take(
+            "execution.strategy", asked.strategy, ("ddp", "a copy of the model fits each process")
+        ),
+        sync_batch_norm=decided.take(
+            "execution.sync_batch_norm",
+            None,
+            _sync_batch_norm_rule(world, each, device, frozen_norms=frozen_norms),
+        ),
+        timeout_s=asked.timeout_s or TIMEOUT_S,
+    )
+
+
+def decide_device(
+    config: Config, facts: Facts, decided: Decisions
+) -> Literal["cpu", "cuda", "mps", "xpu"]:
+    """What computes: what was asked for, else an accelerator, else the processor.
+
+    Raises:
+        ConfigError: torch sees no such device.
+    """
+    asked = config.machine.device
+    kinds = {accelerator.kind: accelerator for accelerator in facts.machine.accelerators}
+    if asked not in (None, "cpu") and asked not in kinds:
+        names = ", ".join(["cpu", *kinds])
         raise ConfigError(
-            f"machine.device = '{asked.device}': torch sees no such device here",
+            f"machine.device = '{asked}': torch sees no such device here",
             fix=f"this machine has {names}; `vidi doctor` says more",
         )
-    device_rule: tuple[Literal["cpu", "cuda", "mps", "xpu"], str] = ("cpu", "no accelerator found")
-    if available:
-        kind = next(iter(available))
-        device_rule = (kind, f"{available[kind].name}")
-    device = decided.take("execution.device", asked.device, device_rule)
+    rule: tuple[Literal["cpu", "cuda", "mps", "xpu"], str] = ("cpu", "no accelerator found")
+    if kinds:
+        kind = next(iter(kinds))
+        rule = (kind, f"{kinds[kind].name}")
+    return decided.take("execution.device", asked, rule)
+
+
+def _check(config: Config, machine: Machine, device: str) -> None:
+    asked = config.machine
     if asked.precision == "float16" and device == "cpu":
         raise ConfigError(
             "machine.precision = 'float16' does not work on a processor",
             fix="use bfloat16 or float32, or leave it open: it is measured",
         )
-    accelerator = None if device == "cpu" else available[device]
-    best = fastest(facts, config)
-    precision = decided.take(
-        "execution.precision", asked.precision, _precision_rule(best, accelerator)
-    )
-    channels_last = decided.take("execution.channels_last", asked.channels_last, _layout_rule(best))
-    threads = decided.take(
-        "execution.threads",
-        asked.threads,
-        (machine.usable_cores, f"this process may use {machine.usable_cores} cores"),
-    )
-    loader_threads = decided.take(
-        "execution.loader_threads", asked.loader_threads, _loader_threads_rule(device, machine)
-    )
-    place = decide_place(config, facts, pixels, device, decided)
-    return ExecutionPlan(
-        device=device,
-        precision=precision,
-        channels_last=channels_last,
-        threads=threads,
-        loader_threads=loader_threads,
-        store=place,
-        build=decide_build(config, facts, place, threads, decided),
-    )
+    if asked.precision == "tf32" and device != "cuda":
+        raise ConfigError(
+            f"machine.precision = 'tf32' is a format of NVIDIA's GPUs, and the device is {device}",
+            fix="use float32 or bfloat16, or leave it open: it is measured",
+        )
+    if asked.compile and device == "cpu" and not machine.compiler:
+        raise ConfigError(
+            "machine.compile = true needs a C++ compiler on a processor, and there is none",
+            fix="install g++ or clang++, or leave it out",
+        )
+    if asked.strategy == "fsdp" and machine.processes == 1:
+        raise ConfigError(
+            "machine.strategy = 'fsdp' spreads a model over processes, and there is one",
+            fix="start several: vidi train --nproc 2, or torchrun",
+        )
+    if asked.strategy == "fsdp" and asked.compile:
+        raise ConfigError(
+            "machine.strategy = 'fsdp' and machine.compile = true are not done together here",
+            fix="leave one of them out",
+        )
 
 
 def fastest(facts: Facts, config: Config) -> StepTiming | None:
-    """The fastest measured candidate that agrees with what was asked for."""
+    """The measured candidate that ends a run soonest and agrees with what was asked for.
+
+    Compiling is paid once, so a long run takes it and a short one does not.
+    """
     asked = config.machine
     steps = facts.measured.steps if facts.measured else ()
     fitting = [
@@ -71,15 +155,55 @@ def fastest(facts: Facts, config: Config) -> StepTiming | None:
         if not step.rejected
         and asked.precision in (None, step.precision)
         and asked.channels_last in (None, step.channels_last)
+        and asked.compile in (None, step.compile)
+        and asked.keep_memory in (None, step.keep_memory)
+        and asked.threads in (None, step.threads)
     ]
-    return max(fitting, key=lambda step: step.images_per_second, default=None)
+    images = planned_images(config, facts)
+
+    def seconds(step: StepTiming) -> float:
+        return images / step.images_per_second + step.compile_s
+
+    return min(fitting, key=seconds, default=None)
+
+
+def planned_images(config: Config, facts: Facts) -> float:
+    """About as many images as a run of this request looks at."""
+    num_train = facts.dataset.num_images("train")
+    if config.train.epochs is not None:
+        return config.train.epochs * num_train
+    measured = facts.measured.steps if facts.measured else ()
+    if config.train.minutes is not None and measured:
+        rate = max(step.images_per_second for step in measured)
+        return config.train.minutes * 60 * rate
+    return 20.0 * num_train
+
+
+def accumulate_rule(best: StepTiming | None, local_batch_size: int) -> tuple[int, str]:
+    """Into how many parts a batch is cut: as was measured fastest, else none."""
+    if best is None or best.micro_batch_size is None:
+        return 1, "the batch fits"
+    parts = math.ceil(local_batch_size / best.micro_batch_size)
+    if parts == 1:
+        return 1, "the batch fits, and parts of it were not faster"
+    return parts, f"parts of {best.micro_batch_size} images were measured faster"
+
+
+def evaluation_batch_size(execution: ExecutionPlan, pixels: PixelContract) -> int:
+    if execution.device != "cpu":
+        return 256
+    return 16 if pixels.image_px > SMALL_IMAGE_PX else 250
+
+
+def _measured(best: StepTiming) -> str:
+    return f"measured fastest: {best.images_per_second:,.0f} images/s"
 
 
 def _precision_rule(
     best: StepTiming | None, accelerator: Accelerator | None
 ) -> tuple[Precision, str]:
     if best is not None:
-        return best.precision, f"measured fastest: {best.images_per_second:,.0f} images/s"
+        return best.precision, _measured(best)
     if accelerator is not None and accelerator.bfloat16:
         return "bfloat16", "the device multiplies it at twice the rate or more"
     return "float32", "not measured: the run is too short for it to matter"
@@ -87,17 +211,48 @@ def _precision_rule(
 
 def _layout_rule(best: StepTiming | None) -> tuple[bool, str]:
     if best is not None:
-        return best.channels_last, f"measured fastest: {best.images_per_second:,.0f} images/s"
+        return best.channels_last, _measured(best)
     return True, "convolutions read it without a copy"
+
+
+def _compile_rule(best: StepTiming | None) -> tuple[bool, str]:
+    if best is None:
+        return False, "not measured: a short run does not earn the time of compiling"
+    if best.compile:
+        return True, f"{_measured(best)}, {best.compile_s:.0f} s of compiling counted"
+    return False, "not worth its compiling in this run"
+
+
+def _keep_memory_rule(best: StepTiming | None, device: str) -> tuple[bool, str]:
+    if best is not None:
+        return best.keep_memory, _measured(best)
+    if device != "cpu":
+        return True, "the host's memory is used again for every batch"
+    return True, "page faults took half of a step without it (docs/measurements.md)"
+
+
+def _deterministic_rule(device: str) -> tuple[bool, str]:
+    if device == "cpu":
+        return True, "a processor's operations are, at a fixed number of threads"
+    return False, "exact repetition costs speed on a GPU; ask for it when you need it"
 
 
 def _loader_threads_rule(device: str, machine: Machine) -> tuple[int, str]:
     if device == "cpu":
         return 1, "decoded pixels are gathered far faster than a processor trains"
-    return min(4, machine.usable_cores), "gathering keeps ahead of the accelerator"
+    cores = max(1, machine.usable_cores // machine.local_processes)
+    return min(4, cores), "gathering keeps ahead of the accelerator"
 
 
-def evaluation_batch_size(execution: ExecutionPlan, pixels: PixelContract) -> int:
-    if execution.device != "cpu":
-        return 256
-    return 16 if pixels.image_px > SMALL_IMAGE_PX else 250
+def _sync_batch_norm_rule(
+    world: int, each: int, device: str, *, frozen_norms: bool
+) -> tuple[bool, str]:
+    if world == 1:
+        return False, "one process"
+    if frozen_norms:
+        return False, "the statistics of the pretrained weights are kept"
+    if device == "cpu":
+        return False, "torch has it for accelerators only; each process normalises by its part"
+    if each < SYNC_BATCH_NORM_BELOW:
+        return True, f"{each} images in each process are too few for statistics"
+    return False, f"{each} images in each process are enough for statistics"

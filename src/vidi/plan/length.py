@@ -63,7 +63,7 @@ def evaluate_every_rule(horizon: int, steps_per_epoch: int) -> tuple[int, str]:
     epochs = horizon / steps_per_epoch
     every = max(1, math.ceil(epochs / 40)) * steps_per_epoch
     if every >= horizon:
-        return horizon, "once, at the end"
+        return max(1, horizon), "once, at the end"
     if every == steps_per_epoch:
         return every, "after every epoch"
     return every, f"every {every // steps_per_epoch} epochs: about 40 points on the curve"

@@ -9,19 +9,27 @@ from vidi.errors import ConfigError, DataError
 from vidi.facts import DatasetFacts, Facts
 from vidi.plan.augmenting import decide_augmentation
 from vidi.plan.decisions import Decisions
-from vidi.plan.execution import decide_execution, evaluation_batch_size
+from vidi.plan.execution import (
+    accumulate_rule,
+    decide_device,
+    decide_execution,
+    evaluation_batch_size,
+    fastest,
+)
 from vidi.plan.feeding import decide_sampling
 from vidi.plan.length import evaluate_every_rule, horizon_rule
+from vidi.plan.loss import decide_loss
 from vidi.plan.network import choose_model, weights_rule
 from vidi.plan.optimizing import (
     batch_size_rule,
+    decide_average,
     decide_optimizer,
+    decide_schedule,
     ema_every_rule,
-    ema_rule,
-    warmup_rule,
 )
 from vidi.plan.pixels import decide_pixels
-from vidi.plan.values import ModelPlan, Plan, SchedulePlan
+from vidi.plan.stages import decide_head, decide_stages
+from vidi.plan.values import ModelPlan, Plan
 
 
 def make(config: Config, facts: Facts) -> Plan:
@@ -46,36 +54,42 @@ def make(config: Config, facts: Facts) -> Plan:
         freeze_batch_norm=pretrained,
     )
     pixels = decide_pixels(config, facts, decided, pretrained=pretrained)
-    execution = decide_execution(config, facts, pixels, decided)
-    sampling = decide_sampling(config, dataset, decided)
     num_train = dataset.num_images("train")
-    batch_size = decided.take(
-        "batch_size",
-        train.batch_size,
-        batch_size_rule(num_train, execution.device, pretrained=pretrained),
+    device = decide_device(config, facts, decided)
+    batch_size = _batch_size(config, facts, decided, device, pretrained=pretrained)
+    execution = decide_execution(
+        config,
+        facts,
+        pixels,
+        decided,
+        batch_size=batch_size,
+        frozen_norms=model.freeze_batch_norm,
     )
-    if batch_size > num_train:
-        batch_size = num_train
-        decided.reasons["batch_size"] = f"there are only {num_train} training images"
-    accumulate = decided.take("accumulate", train.accumulate, (1, "the batch fits"))
-    if accumulate > batch_size:
+    sampling = decide_sampling(config, dataset, decided)
+    local_batch_size = batch_size // execution.world_size
+    accumulate = decided.take(
+        "accumulate", train.accumulate, accumulate_rule(fastest(facts, config), local_batch_size)
+    )
+    if accumulate > local_batch_size:
         raise ConfigError(
-            f"train.accumulate = {accumulate} cuts a batch of {batch_size} into less than an image",
-            fix=f"give at most {batch_size}",
+            f"train.accumulate = {accumulate} cuts a batch of {local_batch_size} into less than an "
+            "image",
+            fix=f"give at most {local_batch_size}",
         )
+    if local_batch_size % accumulate:
+        part = math.ceil(local_batch_size / accumulate)
+        decided.reasons["accumulate"] += f"; {local_batch_size} images as parts of {part}, the " + (
+            "last one smaller; each image counts alike"
+        )
+    head = decide_head(config, decided, pretrained=pretrained)
     optimizer = decide_optimizer(config, decided, batch_size, pretrained=pretrained)
-    schedule = SchedulePlan(
-        name=decided.take(
-            "schedule.name",
-            train.schedule,
-            ("cosine", "ends at zero without a further setting; Loshchilov and Hutter 2017"),
-        ),
-        warmup_fraction=decided.take(
-            "schedule.warmup_fraction", train.warmup_fraction, warmup_rule(pretrained)
-        ),
-    )
+    schedule = decide_schedule(config, dataset, decided, pretrained=pretrained)
     horizon = decided.take(
-        "horizon_steps", None, horizon_rule(config, facts, batch_size, pretrained)
+        "horizon_steps",
+        None,
+        (0, "only the head is fitted")
+        if head == "only"
+        else horizon_rule(config, facts, batch_size, pretrained),
     )
     steps_per_epoch = max(1, num_train // batch_size)
     evaluate_every = decided.take(
@@ -83,10 +97,17 @@ def make(config: Config, facts: Facts) -> Plan:
     )
     patience = None
     if train.patience_epochs is not None:
+        if not dataset.num_images("validation"):
+            raise ConfigError(
+                "train.patience_epochs waits for validation to get better, and no image is held "
+                "out for it",
+                fix="leave it out, or set data.validation_fraction",
+            )
         patience = max(1, math.ceil(train.patience_epochs * steps_per_epoch / evaluate_every))
         decided.reasons["patience_evaluations"] = "asked for, in epochs"
+    loss = decide_loss(config, dataset, decided)
+    average = decide_average(config, decided, horizon)
 
-    ema_decay = decided.take("ema_decay", train.ema_decay, ema_rule(horizon))
     return Plan(
         seed=train.seed,
         pixels=pixels,
@@ -97,13 +118,25 @@ def make(config: Config, facts: Facts) -> Plan:
         batch_size=batch_size,
         accumulate=accumulate,
         evaluation_batch_size=evaluation_batch_size(execution, pixels),
+        loss=loss,
         label_smoothing=decided.take(
             "label_smoothing",
             train.label_smoothing,
             (0.1, "keeps confidence honest; Szegedy et al. 2016"),
         ),
-        ema_decay=ema_decay,
-        ema_every_steps=decided.take("ema_every_steps", None, ema_every_rule(ema_decay)),
+        ema_decay=average.ema_decay,
+        ema_every_steps=decided.take(
+            "ema_every_steps",
+            None,
+            (1, "each counts alike") if average.swa_fraction else ema_every_rule(average.ema_decay),
+        ),
+        swa_fraction=average.swa_fraction,
+        sam_rho=decided.take("sam_rho", train.sam_rho, (0.0, "it takes twice the time")),
+        layer_decay=decided.take("layer_decay", train.layer_decay, (1.0, "all learn alike")),
+        head=head,
+        stages=decide_stages(
+            config, facts, decided, image_px=pixels.image_px, pretrained=pretrained
+        ),
         clip_norm=train.clip_norm,
         num_train=num_train,
         sampling=sampling,
@@ -120,6 +153,29 @@ def make(config: Config, facts: Facts) -> Plan:
         execution=execution,
         reasons=decided.reasons,
     )
+
+
+def _batch_size(
+    config: Config, facts: Facts, decided: Decisions, device: str, *, pretrained: bool
+) -> int:
+    """Images of one update, over all processes."""
+    num_train, processes = facts.dataset.num_images("train"), facts.machine.processes
+    asked = config.train.batch_size
+    size = decided.take(
+        "batch_size", asked, batch_size_rule(num_train, device, pretrained=pretrained)
+    )
+    if size > num_train:
+        size = num_train
+        decided.reasons["batch_size"] = f"there are only {num_train} training images"
+    if size < processes:
+        raise ConfigError(
+            f"a batch of {size} images cannot be shared by {processes} processes",
+            fix=f"give train.batch_size = {processes} or more, or start fewer processes",
+        )
+    if size % processes:
+        size -= size % processes
+        decided.reasons["batch_size"] += f"; made a multiple of {processes} processes"
+    return size
 
 
 def retimed(plan: Plan, last_step: int) -> Plan:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from vidi.config import Config
+from vidi.errors import ConfigError
+from vidi.facts import DatasetFacts
 from vidi.plan.decisions import Decisions
-from vidi.plan.values import OptimizerPlan
+from vidi.plan.values import OptimizerPlan, SchedulePlan
 
 
 def batch_size_rule(num_train: int, device: str, *, pretrained: bool) -> tuple[int, str]:
@@ -42,6 +44,11 @@ def decide_optimizer(
     config: Config, decided: Decisions, batch_size: int, *, pretrained: bool
 ) -> OptimizerPlan:
     asked = config.train
+    if asked.optimizer == "lbfgs":
+        raise ConfigError(
+            "train.optimizer = 'lbfgs' needs all images at once; it fits heads on kept features",
+            fix="set train.head = 'only' for that, or use adamw or sgd",
+        )
     name = decided.take(
         "optimizer.name",
         asked.optimizer,
@@ -63,6 +70,7 @@ def decide_optimizer(
     return OptimizerPlan(
         name=name,
         learning_rate=base * factor,
+        learning_rate_per_256=base,
         momentum=decided.take("optimizer.momentum", asked.momentum, (0.9, "Sutskever et al. 2013")),
         weight_decay=decided.take(
             "optimizer.weight_decay",
@@ -70,6 +78,62 @@ def decide_optimizer(
             (0.05, "as DeiT and ConvNeXt fine-tune") if pretrained else (5e-4, "as ResNets train"),
         ),
     )
+
+
+def decide_schedule(
+    config: Config, dataset: DatasetFacts, decided: Decisions, *, pretrained: bool
+) -> SchedulePlan:
+    """The learning rate's curve.
+
+    Raises:
+        ConfigError: it follows the validation, and nothing is validated.
+    """
+    asked = config.train
+    name = decided.take(
+        "schedule.name",
+        asked.schedule,
+        ("cosine", "ends at zero without a further setting; Loshchilov and Hutter 2017"),
+    )
+    if name == "plateau" and not dataset.num_images("validation"):
+        raise ConfigError(
+            "train.schedule = 'plateau' follows the validation, and no image is held out for it",
+            fix="set data.validation_fraction, or use 'cosine'",
+        )
+    settings = decided.take(
+        "schedule.settings", asked.schedule_settings, ({}, "the schedule's own")
+    )
+    warmup = decided.take(
+        "schedule.warmup_fraction",
+        asked.warmup_fraction,
+        (0.0, "one_cycle begins with a rise of its own")
+        if name == "one_cycle"
+        else warmup_rule(pretrained),
+    )
+    return SchedulePlan(name=name, warmup_fraction=warmup, settings=settings)
+
+
+class AveragePlan(NamedTuple):
+    """At most one of them is above 0."""
+
+    ema_decay: float
+    swa_fraction: float
+
+
+def decide_average(config: Config, decided: Decisions, horizon: int) -> AveragePlan:
+    """Which average of the weights is kept beside them.
+
+    Raises:
+        ConfigError: two were asked for.
+    """
+    asked = config.train
+    if asked.ema_decay and asked.swa_fraction:
+        raise ConfigError(
+            "train.ema_decay and train.swa_fraction are two averages, and one is kept",
+            fix="leave one of them out, or set it to 0",
+        )
+    swa = decided.take("swa_fraction", asked.swa_fraction, (0.0, "the moving average is kept"))
+    rule = (0.0, "the plain average is kept instead") if swa else ema_rule(horizon)
+    return AveragePlan(decided.take("ema_decay", asked.ema_decay, rule), swa)
 
 
 def warmup_rule(pretrained: bool) -> tuple[float, str]:

@@ -16,6 +16,8 @@ from vidi.plan.length import longest_epochs
 
 FORMAT = 1
 
+Head = Literal["with_the_rest", "first", "only"]
+
 
 class ModelPlan(Frozen):
     """Which network is built, and from which weights."""
@@ -34,6 +36,8 @@ class OptimizerPlan(Frozen):
 
     name: str
     learning_rate: float
+    # The same for 256 images, as it is asked for.
+    learning_rate_per_256: float
     momentum: float
     weight_decay: float
 
@@ -43,6 +47,31 @@ class SchedulePlan(Frozen):
 
     name: str
     warmup_fraction: float
+    # Of the schedule's function in vidi.schedule.
+    settings: dict[str, float | tuple[float, ...]]
+
+
+class LossPlan(Frozen):
+    """What is made smaller; `vidi.loss.Loss` computes it."""
+
+    name: Literal["cross_entropy", "bce", "focal"]
+    # What is done about classes with few images.
+    imbalance: Literal["none", "weighted", "logit_adjustment", "focal"]
+    focal_gamma: float
+    # What an image of each class counts, and what is added to its logit in training.
+    class_weights: tuple[float, ...] | None
+    log_prior: tuple[float, ...] | None
+
+
+class Stage(Frozen):
+    """A part of a run in which nothing changes but the weights and the learning rate."""
+
+    # Where it ends, a share of the run.
+    until: float
+    # Side of the images that the model sees in it.
+    image_px: int
+    # That many of the network's stages, from the input on, do not learn.
+    frozen_stages: int
 
 
 class ExecutionPlan(Frozen):
@@ -51,11 +80,21 @@ class ExecutionPlan(Frozen):
     device: Literal["cpu", "cuda", "mps", "xpu"]
     precision: Precision
     channels_last: bool
+    compile: bool
+    # Activations are computed a second time in the backward pass instead of kept.
+    recompute: bool
+    keep_memory: bool
+    deterministic: bool
     threads: int
     loader_threads: int
     # Where decoded pixels wait, and whether all are decoded before the first step.
     store: Place = "disk"
     build: Build = "before"
+    # Processes that share each batch, and how they share the model.
+    world_size: int
+    strategy: Literal["ddp", "fsdp"]
+    sync_batch_norm: bool
+    timeout_s: float
 
 
 class Plan(Frozen):
@@ -71,10 +110,19 @@ class Plan(Frozen):
     batch_size: int
     accumulate: int
     evaluation_batch_size: int
+    loss: LossPlan
     label_smoothing: float
     ema_decay: float
     # The average moves after so many steps, as far as it would have in all of them.
     ema_every_steps: int
+    # Last share of the run whose weights are averaged, all alike; 0 where none is.
+    swa_fraction: float
+    # Radius of sharpness-aware minimisation; 0 where there is none.
+    sam_rho: float
+    # Learning rate of each of the network's stages as a share of the next one's.
+    layer_decay: float
+    head: Head
+    stages: tuple[Stage, ...]
     clip_norm: float | None
     num_train: int
     sampling: Sampling = "each"
@@ -106,7 +154,31 @@ class Plan(Frozen):
 
     @property
     def micro_batch_size(self) -> int:
-        return math.ceil(self.batch_size / self.accumulate)
+        """Images that go through the model at once, in each process."""
+        return math.ceil(self.local_batch_size / self.accumulate)
+
+    @property
+    def local_batch_size(self) -> int:
+        """Images of a batch that one process gets."""
+        return self.batch_size // self.execution.world_size
+
+    @property
+    def averaged_from_step(self) -> int:
+        """From this step on the weights go into their average."""
+        if not self.swa_fraction:
+            return 0
+        return math.floor((1.0 - self.swa_fraction) * self.horizon_steps)
+
+    def stage_at(self, step: int) -> Stage:
+        """What holds at that step."""
+        for stage in self.stages:
+            if step < self.end_of(stage):
+                return stage
+        return self.stages[-1]
+
+    def end_of(self, stage: Stage) -> int:
+        """The first step that is no longer in that stage."""
+        return round(stage.until * self.horizon_steps)
 
     def decisions(self) -> list[tuple[str, str, str]]:
         """(name, value, reason) of every decision, in the order they were taken."""

@@ -1,6 +1,23 @@
 """Measures what no rule of thumb predicts: this model, on these images, on this machine."""
 
-from vidi.probe.machine import keep_memory, machine
-from vidi.probe.speed import Candidate, candidates, measure
+from vidi.probe.kept import keep, key_of, recalled
+from vidi.probe.machine import configure, counted, keep_memory, machine
+from vidi.probe.rate import RangeTest, picture, range_test
+from vidi.probe.speed import Candidate, Space, measure, space
 
-__all__ = ["Candidate", "candidates", "keep_memory", "machine", "measure"]
+__all__ = [
+    "Candidate",
+    "RangeTest",
+    "Space",
+    "configure",
+    "counted",
+    "keep",
+    "keep_memory",
+    "key_of",
+    "machine",
+    "measure",
+    "picture",
+    "range_test",
+    "recalled",
+    "space",
+]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 
 from vidi.facts import Accelerator, Machine
+from vidi.plan import ExecutionPlan
 
 # Numbers of glibc's mallopt(3).
 _M_TRIM_THRESHOLD = -1
@@ -31,15 +33,41 @@ def machine() -> Machine:
         accelerators=_accelerators(),
         python=platform.python_version(),
         torch=torch.__version__,
+        processes=counted()[0],
+        local_processes=counted()[1],
+        compiler=any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")),
     )
 
 
-def keep_memory() -> bool:
+def counted() -> tuple[int, int]:
+    """(processes that train together, those of them on this machine), as they were started."""
+    world = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    return world, min(world, local)
+
+
+def configure(execution: ExecutionPlan) -> None:
+    """Set what torch and the C library keep for the whole process, as the plan has it."""
+    torch.set_num_threads(execution.threads)
+    keep_memory(execution.keep_memory)
+    if execution.device == "cuda":
+        exact = "ieee" if execution.precision != "tf32" else "tf32"
+        torch.backends.cuda.matmul.fp32_precision = exact
+        torch.backends.cudnn.conv.fp32_precision = exact  # type: ignore[attr-defined]
+        # cuBLAS reads this when it starts.
+        if execution.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(execution.deterministic)
+        # Trying algorithms takes the fastest, which may be another one the next time.
+        torch.backends.cudnn.benchmark = not execution.deterministic
+
+
+def keep_memory(on: bool = True) -> bool:
     """Tell glibc to keep what a step frees; it would hand large blocks back and take them anew.
 
     On a processor the page faults of that take half of the time of a training step
     (docs/measurements.md). Returns whether the C library took the setting; others than glibc have
-    no such habit.
+    no such habit. `on` = False goes back to its habit.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -50,7 +78,8 @@ def keep_memory() -> bool:
     # The largest value that glibc takes for the mmap threshold is 32 MiB on 64 bits when it
     # adapts by itself, but an explicit one may be as large as a C int.
     largest = 2**31 - 1
-    return bool(mallopt(_M_MMAP_THRESHOLD, 2**30)) and bool(mallopt(_M_TRIM_THRESHOLD, largest))
+    mmap, trim = (2**30, largest) if on else (128 << 10, 128 << 10)
+    return bool(mallopt(_M_MMAP_THRESHOLD, mmap)) and bool(mallopt(_M_TRIM_THRESHOLD, trim))
 
 
 def _accelerators() -> tuple[Accelerator, ...]:

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple, final
 
 import torch
 from torch import nn
 
+from vidi import memory
 from vidi.batch import Batch
 from vidi.facts import Machine, Measurements, Precision, StepTiming
+from vidi.memory import is_out_of_memory
+from vidi.probe.machine import keep_memory
 from vidi.step import StepSettings, autocast, train_step
 
 # A candidate's loss after the warm-up may differ from float32's by this share. Rounding of
 # bfloat16 moves it by less than a percent; a broken kernel moves it by much more.
-LOSS_TOLERANCE = 0.05
-WARM_UP_STEPS = 3
-# A candidate that is this much slower than the best so far after two timed steps is given up.
-HOPELESS = 1.4
+LOSS_TOLERANCE: Final = 0.05
+WARM_UP_STEPS: Final = 3
+# A candidate that is this much slower than the best so far after two steps is given up.
+HOPELESS: Final = 1.25
+# So many timed steps are enough; fewer where time is short.
+MOST_STEPS: Final = 20
+# A float32 step that differs by less than this from the best so far is not worth a change: the
+# measurement itself is not better.
+NOISE: Final = 0.02
+# Compiling on a processor takes about a minute and cannot be broken off, so it is only tried where
+# it is a small part of the time that the probe has.
+COMPILING_S: Final = 40.0
+# Smaller parts of a batch are not tried: their overhead is all that would be measured.
+FEWEST_IMAGES: Final = 4
 
 
 class Candidate(NamedTuple):
@@ -28,15 +43,82 @@ class Candidate(NamedTuple):
 
     precision: Precision
     channels_last: bool
+    micro_batch_size: int
+    threads: int
+    compile: bool = False
+    keep_memory: bool = True
 
 
-def candidates(device: str, machine: Machine) -> tuple[Candidate, ...]:
-    """What is worth timing here, the likeliest first; float32 leads, the others are held to it."""
-    found = [Candidate("float32", True)]
+@final
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What may be tried. Each has what is likeliest to be best first."""
+
+    precisions: tuple[Precision, ...]
+    channels_last: tuple[bool, ...]
+    micro_batch_sizes: tuple[int, ...]
+    threads: tuple[int, ...]
+    compile: tuple[bool, ...]
+    keep_memory: tuple[bool, ...]
+
+    @property
+    def first(self) -> Candidate:
+        return Candidate(
+            self.precisions[0],
+            self.channels_last[0],
+            self.micro_batch_sizes[0],
+            self.threads[0],
+            self.compile[0],
+            self.keep_memory[0],
+        )
+
+    def around(self, best: Candidate, turn: int) -> Iterator[Candidate]:
+        """The candidates that differ from `best` in one thing: the turn-th, of six."""
+        name, values = (
+            ("precision", self.precisions),
+            ("channels_last", self.channels_last),
+            ("micro_batch_size", self.micro_batch_sizes),
+            ("threads", self.threads),
+            ("compile", self.compile),
+            ("keep_memory", self.keep_memory),
+        )[turn]
+        for value in values:
+            if getattr(best, name) != value:
+                changed: Any = {name: value}
+                yield best._replace(**changed)
+
+    TURNS = 6
+
+
+def space(device: str, machine: Machine, *, batch_size: int, threads: int, limit_s: float) -> Space:
+    """What is worth timing here, by what the machine has; float32 leads, the others are held to it.
+
+    Args:
+        batch_size: images of one update in this process.
+        threads: what this process may use.
+        limit_s: compiling is left out where it would take most of that.
+    """
+    precisions: list[Precision] = ["float32"]
     native = {accelerator.kind: accelerator.bfloat16 for accelerator in machine.accelerators}
+    if device == "cuda":
+        precisions.append("tf32")
     if native.get(device, machine.cpu_bfloat16 if device == "cpu" else False):  # type: ignore[call-overload]
-        found.append(Candidate("bfloat16", True))
-    return (*found, Candidate("float32", False))
+        precisions.append("bfloat16")
+    elif device == "cuda":
+        precisions.append("float16")
+    sizes = [batch_size]
+    while sizes[-1] >= 2 * FEWEST_IMAGES and len(sizes) < 4:
+        sizes.append(math.ceil(sizes[-1] / 2))
+    compilers = device != "cpu" or machine.compiler
+    return Space(
+        precisions=tuple(precisions),
+        channels_last=(True, False),
+        micro_batch_sizes=tuple(sizes),
+        # Two threads of one core share its multipliers.
+        threads=(threads, threads // 2) if device == "cpu" and threads >= 4 else (threads,),
+        compile=(False, True) if compilers and limit_s > COMPILING_S else (False,),
+        keep_memory=(True, False) if device == "cpu" and limit_s > 10.0 else (True,),
+    )
 
 
 def measure(
@@ -44,115 +126,171 @@ def measure(
     make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
     batches: Sequence[Batch],
     settings: StepSettings,
-    tries: Sequence[Candidate],
+    options: Space,
     *,
     limit_s: float,
 ) -> Measurements:
-    """Time `train_step` for each candidate on copies of `model`, which is left as it is.
+    """Time `train_step` for one candidate after another on copies of `model`, which stays as it is.
+
+    One thing is changed at a time, and what was fastest is kept for the next. The time limit holds
+    from step to step, so it is exceeded by two steps of the first candidate at most.
 
     Args:
         model: on its device, in training mode.
         make_optimizer: builds the run's optimizer for a copy of the model.
         batches: a few real batches of the run's size, on the device; used in turn.
-        settings: of the step; the candidate replaces `precision`.
-        tries: the candidates, float32 first.
-        limit_s: stop starting candidates after so long.
+        settings: of the step; the candidate replaces what it names.
+        options: what may be tried.
+        limit_s: how long all of it may take.
     """
     started_at = time.perf_counter()
-    timings: list[StepTiming] = []
-    reference_loss: float | None = None
-    best_s = float("inf")
-    for candidate in tries:
-        if timings and time.perf_counter() - started_at > limit_s:
-            break
-        memory_format = torch.channels_last if candidate.channels_last else torch.contiguous_format
-        trial = copy.deepcopy(model).to(memory_format=memory_format)  # type: ignore[call-overload]
-        optimizer = make_optimizer(trial)
-        trial_settings = _with_precision(settings, candidate.precision)
-        share_s = limit_s / len(tries)
-        loss, step_s = _time_steps(
-            trial, optimizer, batches, trial_settings, share_s=share_s, best_s=best_s
-        )
-        reference_loss = loss if reference_loss is None else reference_loss
-        off = abs(loss - reference_loss) / max(abs(reference_loss), 1e-6)
-        # Written so that a loss that is not a number is rejected as well.
-        rejected = "" if off <= LOSS_TOLERANCE else f"its loss is {off:.0%} off float32's"
-        if not rejected:
-            best_s = min(best_s, step_s)
-        timings.append(
-            StepTiming(
-                precision=candidate.precision,
-                channels_last=candidate.channels_last,
-                batch_size=len(batches[0]),
-                threads=torch.get_num_threads(),
-                images_per_second=len(batches[0]) / step_s,
-                rejected=rejected,
-            )
-        )
-    forward = _time_forward(model, batches, timings)
+    threads = torch.get_num_threads()
+    trial = _Trial(model, make_optimizer, batches, settings, started_at + 0.85 * limit_s)
+    try:
+        best = options.first
+        trial.time(best, best_s=float("inf"))
+        for turn in range(Space.TURNS):
+            for candidate in options.around(best, turn):
+                if time.perf_counter() > trial.ends_at:
+                    break
+                before_s = trial.seconds[best]
+                step_s = trial.time(candidate, best_s=before_s)
+                if step_s < before_s * (1.0 - NOISE):
+                    best = candidate
+        forward = trial.time_forward(best)
+    finally:
+        torch.set_num_threads(threads)
+        keep_memory(options.keep_memory[0])
+        memory.release()
     return Measurements(
-        steps=tuple(timings),
+        steps=tuple(trial.timings),
         evaluation_images_per_second=forward,
         probe_s=time.perf_counter() - started_at,
     )
 
 
-def _with_precision(settings: StepSettings, precision: Precision) -> StepSettings:
-    return StepSettings(
-        precision=precision,
-        label_smoothing=settings.label_smoothing,
-        micro_batch_size=settings.micro_batch_size,
-        clip_norm=settings.clip_norm,
-        seed=settings.seed,
-    )
+@final
+class _Trial:
+    """Times candidates, and remembers what the first one's loss was."""
 
+    def __init__(
+        self,
+        model: nn.Module,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        batches: Sequence[Batch],
+        settings: StepSettings,
+        ends_at: float,
+    ) -> None:
+        self._model = model
+        self._make_optimizer = make_optimizer
+        self._batches = batches
+        self._settings = settings
+        self.ends_at = ends_at
+        self._reference_loss: float | None = None
+        self.timings: list[StepTiming] = []
+        # Of one step; infinite for what was rejected.
+        self.seconds: dict[Candidate, float] = {}
 
-def _time_steps(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Sequence[Batch],
-    settings: StepSettings,
-    *,
-    share_s: float,
-    best_s: float,
-) -> tuple[float, float]:
-    """(loss per image after the warm-up, median seconds of a step)."""
-    started_at = time.perf_counter()
-    for step in range(WARM_UP_STEPS):
-        result = train_step(model, optimizer, batches[step % len(batches)], settings, step)
-    loss = float(result.loss_sum) / result.num_images
-    times: list[float] = []
-    step = WARM_UP_STEPS
-    while len(times) < 3 or (time.perf_counter() - started_at < share_s and len(times) < 30):
-        step_at = time.perf_counter()
-        train_step(model, optimizer, batches[step % len(batches)], settings, step)
-        _wait(batches[0])
-        times.append(time.perf_counter() - step_at)
-        step += 1
-        if len(times) >= 2 and min(times) > HOPELESS * best_s:
-            break
-    return loss, statistics.median(times)
+    def time(self, candidate: Candidate, *, best_s: float) -> float:
+        """Seconds of one step; infinite when the candidate is out."""
+        rejected, compile_s, step_s, loss = "", 0.0, float("inf"), float("nan")
+        try:
+            loss, step_s, compile_s = self._run(candidate, best_s)
+        except Exception as error:
+            # What a compiler or a kernel raises has no common type. Without float32 there is
+            # nothing to fall back on.
+            if not self.timings:
+                raise
+            why = "out of memory" if is_out_of_memory(error) else type(error).__name__
+            rejected = f"failed: {why}"
+        else:
+            if self._reference_loss is None:
+                self._reference_loss = loss
+            off = abs(loss - self._reference_loss) / max(abs(self._reference_loss), 1e-6)
+            # Written so that a loss that is not a number is rejected as well.
+            rejected = "" if off <= LOSS_TOLERANCE else f"its loss is {off:.0%} off float32's"
+        rate = 0.0 if math.isinf(step_s) else len(self._batches[0]) / step_s
+        self.timings.append(
+            StepTiming(
+                precision=candidate.precision,
+                channels_last=candidate.channels_last,
+                batch_size=len(self._batches[0]),
+                threads=candidate.threads,
+                images_per_second=rate,
+                micro_batch_size=candidate.micro_batch_size,
+                compile=candidate.compile,
+                keep_memory=candidate.keep_memory,
+                compile_s=compile_s,
+                rejected=rejected,
+            )
+        )
+        self.seconds[candidate] = float("inf") if rejected else step_s
+        return self.seconds[candidate]
 
-
-def _time_forward(
-    model: nn.Module, batches: Sequence[Batch], timings: Sequence[StepTiming]
-) -> float:
-    best = max(
-        (timing for timing in timings if not timing.rejected),
-        key=lambda timing: timing.images_per_second,
-        default=timings[0],
-    )
-    memory_format = torch.channels_last if best.channels_last else torch.contiguous_format
-    trial = copy.deepcopy(model).to(memory_format=memory_format).eval()  # type: ignore[call-overload]
-    times: list[float] = []
-    with torch.inference_mode(), autocast(batches[0].images.device, best.precision):
-        for turn in range(5):
-            batch = batches[turn % len(batches)]
-            started_at = time.perf_counter()
-            trial(batch.images)
+    def _run(self, candidate: Candidate, best_s: float) -> tuple[float, float, float]:
+        """(loss per image after the warm-up, median seconds of a step, seconds of compiling)."""
+        network = self._copy(candidate)
+        optimizer = self._make_optimizer(network)
+        called: Any = torch.compile(network) if candidate.compile else network
+        settings = replace(
+            self._settings,
+            precision=candidate.precision,
+            micro_batch_size=candidate.micro_batch_size,
+            guard="host",
+        )
+        times: list[float] = []
+        loss, first_s, step = float("nan"), 0.0, 0
+        while not self._is_enough(times, step, best_s):
+            step_at = time.perf_counter()
+            batch = self._batches[step % len(self._batches)]
+            result = train_step(called, optimizer, batch, settings, step)
             _wait(batch)
-            times.append(time.perf_counter() - started_at)
-    return len(batches[0]) / statistics.median(times[2:])
+            step_s = time.perf_counter() - step_at
+            if step == 0:
+                first_s = step_s
+            if step < WARM_UP_STEPS:
+                loss = float(result.loss_sum) / result.num_images
+            # The first step takes memory and chooses kernels; it counts if it is all there is.
+            if step > 0:
+                times.append(step_s)
+            step += 1
+        # The warm-up counts only where there is nothing else.
+        timed = times[WARM_UP_STEPS - 1 :] or times or [first_s]
+        step_s = statistics.median(timed)
+        return loss, step_s, max(0.0, first_s - step_s) if candidate.compile else 0.0
+
+    def _is_enough(self, times: Sequence[float], step: int, best_s: float) -> bool:
+        if step == 0:
+            return False
+        if time.perf_counter() > self.ends_at:
+            return True
+        if len(times) >= 2 and min(times) > HOPELESS * best_s:
+            return True
+        timed = times[WARM_UP_STEPS - 1 :]
+        # A second, and at least three steps, tell.
+        return len(timed) >= MOST_STEPS or (len(timed) >= 3 and sum(timed) > 1.0)
+
+    def _copy(self, candidate: Candidate) -> nn.Module:
+        torch.set_num_threads(candidate.threads)
+        keep_memory(candidate.keep_memory)
+        layout = torch.channels_last if candidate.channels_last else torch.contiguous_format
+        copied = copy.deepcopy(self._model).train()
+        return copied.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+    def time_forward(self, candidate: Candidate) -> float:
+        """Images per second of evaluation, in the way that trains fastest."""
+        network = self._copy(candidate).eval()
+        times: list[float] = []
+        with torch.inference_mode(), autocast(self._batches[0].images.device, candidate.precision):
+            for turn in range(5):
+                batch = self._batches[turn % len(self._batches)]
+                began_at = time.perf_counter()
+                network(batch.images)
+                _wait(batch)
+                times.append(time.perf_counter() - began_at)
+                if time.perf_counter() > self.ends_at and turn > 0:
+                    break
+        return len(self._batches[0]) / min(times)
 
 
 def _wait(batch: Batch) -> None:

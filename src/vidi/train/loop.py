@@ -11,27 +11,32 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
-from vidi import optim
+from vidi import memory, model, optim
 from vidi.augment import ImageRandom, Transform
 from vidi.batch import Batch, joined
 from vidi.data import Loader
-from vidi.errors import StorageError, TrainingError
+from vidi.errors import TrainingError
 from vidi.evaluate import predict
 from vidi.metrics import quick_scores
 from vidi.plan import Plan
 from vidi.run import Run
-from vidi.step import StepSettings, train_step
+from vidi.schedule import Plateau
+from vidi.step import StepResult, StepSettings, rehearse, train_step
+from vidi.train.gathering import together
+from vidi.train.ranks import ALONE, Ranks, wrapped
+from vidi.train.saving import Saver, save
 from vidi.train.state import Best, State, Window
+
+__all__ = ["Job", "Progress", "Validation", "loop", "save"]
 
 # An update whose loss or gradient is not finite is left out; so many in a row are not bad luck.
 MAX_CONSECUTIVE_SKIPS = 10
-# A disk that refuses so many saves in a row will refuse the next one too.
-MAX_FAILED_SAVES = 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,10 @@ class Job:
     augment_together: int
     schedule: Callable[[float], float]
     device: torch.device
+    # Lowers the learning rate when validation stops getting better, where that is the schedule.
+    plateau: Plateau | None = None
+    # The processes that share each batch; the loaders give this one its part.
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,57 +87,98 @@ class Progress:
     notes: tuple[str, ...] = ()
 
 
-def loop(plan: Plan, job: Job, state: State, run: Run) -> Generator[Progress]:
+def loop(plan: Plan, job: Job, state: State, run: Run | None) -> Generator[Progress]:
     """Train from where `state` is to `plan.last_step`, yielding after every step and every batch
     of a validation.
+
+    Args:
+        run: where it is written down; None in every process but the first.
 
     Raises:
         TrainingError: the loss stays non-finite.
         StorageError: three checkpoints in a row could not be written.
+        OutOfMemory: not even one image fits.
     """
-    settings = StepSettings(
-        precision=plan.execution.precision,
-        label_smoothing=plan.label_smoothing,
-        micro_batch_size=plan.micro_batch_size,
-        clip_norm=plan.clip_norm,
-        seed=plan.seed,
-    )
+    with Saver(run, plan.checkpoint_every_s, job.ranks) as saver:
+        yield from _steps(plan, job, state, run, saver)
+
+
+def _steps(plan: Plan, job: Job, state: State, run: Run | None, saver: Saver) -> Iterator[Progress]:
+    settings = replace(StepSettings.of(plan), micro_batch_size=state.training_limit.num_images)
     watch = _Watch(plan, job.train, state)
-    saver = _Saver(run, plan)
+    network, stage = _network(plan, job, state), plan.stage_at(state.step)
+    rehearsed = job.ranks.alone
     while True:
         if _validation_is_due(plan, job, state):
             yield from _validate(plan, job, state, run, watch)
-            yield from saver.save_now(state, watch)
+            # What validates best is kept, so the checkpoint of this very step is needed.
+            yield from _saved(saver, state, watch, now=True)
         if state.step >= plan.last_step:
-            yield from saver.save_last(state, watch)
+            yield from _saved(saver, state, watch, wait=True)
             return
+        if plan.stage_at(state.step) != stage:
+            stage = plan.stage_at(state.step)
+            network = _network(plan, job, state)
         batches = _varied(plan, job, *divmod(state.step, plan.steps_per_epoch))
         try:
             for batch in batches:
                 done = state.step / plan.horizon_steps
-                optim.set_learning_rate(state.optimizer, job.schedule(done))
+                optim.set_learning_rate(state.optimizer, _multiplier(job, state, done))
                 if not state.model.training:
                     state.model.train()
-                result = train_step(state.model, state.optimizer, batch, settings, state.step)
+                if not rehearsed:
+                    settings = _rehearsed(network, state, batch, settings)
+                    rehearsed = True
+                result, settings = _step_that_fits(network, state, batch, settings)
                 state.step += 1
                 watch.at(state.step)
-                if result.finite:
-                    state.consecutive_skips = 0
-                    state.window.loss_sum += result.loss_sum
-                    state.window.correct += result.correct
-                    state.window.num_images += result.num_images
+                if result.finite is False:
+                    _skip(state, batch)
                 else:
-                    _skip(state, batch, plan)
-                if state.average is not None and state.step % plan.ema_every_steps == 0:
+                    _count(state, result)
+                if _average_is_due(plan, state):
+                    assert state.average is not None
                     state.average.update(state.model, plan.ema_every_steps)
                 if state.step % plan.log_every_steps == 0 or state.step == plan.last_step:
                     _log(plan, job, state, run, watch)
+                if state.consecutive_skips > MAX_CONSECUTIVE_SKIPS:
+                    _back_to_a_checkpoint(state, saver, plan, batch)
                 yield watch.progress("train", state)
-                if _validation_is_due(plan, job, state) or state.step >= plan.last_step:
+                if (
+                    _validation_is_due(plan, job, state)
+                    or state.step >= plan.last_step
+                    or state.step == plan.end_of(stage)
+                ):
                     break
-                yield from saver.save_when_due(state, watch)
+                yield from _saved(saver, state, watch)
         finally:
             batches.close()
+
+
+def _network(plan: Plan, job: Job, state: State) -> Any:
+    """What a step calls: the model, with the layers frozen that are in this stage of the run,
+    compiled and shared with other processes where that is planned."""
+    if any(part.frozen_stages for part in plan.stages):
+        model.freeze(state.model, plan.stage_at(state.step).frozen_stages)
+    network = wrapped(state.model, job.ranks, job.device)
+    # Compiled code is found again when the loop begins anew on the same model.
+    return torch.compile(network) if plan.execution.compile else network
+
+
+def _rehearsed(
+    network: nn.Module, state: State, batch: Batch, settings: StepSettings
+) -> StepSettings:
+    """The settings with as many images at once as fit, tried before gradients are shared."""
+    while True:
+        try:
+            rehearse(network, state.optimizer, batch, settings, state.step)
+        except (RuntimeError, MemoryError) as error:
+            state.optimizer.zero_grad(set_to_none=True)
+            state.notes.append(state.training_limit.halve(error, what="training"))
+        else:
+            return settings
+        memory.release()
+        settings = replace(settings, micro_batch_size=state.training_limit.num_images)
 
 
 def _varied(plan: Plan, job: Job, epoch: int, start: int) -> Generator[Batch]:
@@ -164,35 +214,90 @@ def _mixable(batches: list[Batch]) -> list[list[Batch]]:
     return [batches]
 
 
-def save(state: State, run: Run) -> None:
-    """Write the state as a checkpoint, durably, before returning.
+def _average_is_due(plan: Plan, state: State) -> bool:
+    return (
+        state.average is not None
+        and state.step % plan.ema_every_steps == 0
+        and state.step > plan.averaged_from_step
+    )
+
+
+def _multiplier(job: Job, state: State, done: float) -> float:
+    """The learning rate as a share of its peak."""
+    return job.schedule(done) * state.plateau.multiplier
+
+
+def _step_that_fits(
+    network: nn.Module, state: State, batch: Batch, settings: StepSettings
+) -> tuple[StepResult, StepSettings]:
+    """One update; where memory runs out, the same one with fewer images at once.
+
+    What was computed before memory ran out is let go. Only the running statistics of batch norms
+    have seen it.
 
     Raises:
-        StorageError: it could not be written; earlier checkpoints are as they were.
+        OutOfMemory: not even one image fits.
     """
-    keep = () if state.best is None else (state.best.step,)
-    saved = run.save_checkpoint(state.step, state.files(), state.counters(), keep_steps=keep)
-    state.notes += saved.notices
+    while True:
+        try:
+            result = train_step(
+                network, state.optimizer, batch, settings, state.step, scaler=state.scaler
+            )
+        except (RuntimeError, MemoryError) as error:
+            state.optimizer.zero_grad(set_to_none=True)
+            state.notes.append(
+                f"step {state.step}: {state.training_limit.halve(error, what='training')}"
+            )
+        else:
+            return result, settings
+        # Here, where the error and with it the frames that hold the activations are gone.
+        memory.release()
+        settings = replace(settings, micro_batch_size=state.training_limit.num_images)
+
+
+def _count(state: State, result: StepResult) -> None:
+    """Add a step to the sums of the log line; no value is read from the device."""
+    window = state.window
+    window.loss_sum += result.loss_sum
+    window.correct += result.correct
+    window.num_images += result.num_images
+    window.num_steps += 1
+    if isinstance(result.finite, bool):
+        state.consecutive_skips = 0
+    else:
+        skipped = (~result.finite).float()
+        window.skipped = skipped if window.skipped is None else window.skipped + skipped
 
 
 def _validation_is_due(plan: Plan, job: Job, state: State) -> bool:
     if job.validation is None:
         return False
     due = state.step % plan.evaluate_every_steps == 0 or state.step == plan.last_step
-    return due and state.step > 0 and state.evaluated_step != state.step
+    begun = state.step > 0 or plan.last_step == 0
+    return due and begun and state.evaluated_step != state.step
 
 
-def _validate(plan: Plan, job: Job, state: State, run: Run, watch: _Watch) -> Iterator[Progress]:
+def _validate(
+    plan: Plan, job: Job, state: State, run: Run | None, watch: _Watch
+) -> Iterator[Progress]:
     assert job.validation is not None
     started_at = time.perf_counter()
-    model = state.model if state.average is None else state.average.model
+    average = state.average
+    judged = state.model if average is None or not average.num_steps else average.model
+    job.ranks.same_buffers(judged)
     predictions = None
     for part in predict(
-        model, job.validation, plan.pixels.image_px, plan.execution.precision, job.device
+        judged,
+        job.validation,
+        plan.pixels.image_px,
+        plan.execution.precision,
+        job.device,
+        limit=state.evaluation_limit,
+        note=state.notes.append,
     ):
         predictions = part
         yield watch.progress("validate", state)
-    assert predictions is not None
+    predictions = together(predictions, job.ranks, plan.model.num_classes)
     accuracy, log_loss = quick_scores(predictions)
     before = state.best
     if math.isfinite(log_loss):
@@ -202,41 +307,76 @@ def _validate(plan: Plan, job: Job, state: State, run: Run, watch: _Watch) -> It
     )
     state.evaluations_since_best = 0 if is_best else state.evaluations_since_best + 1
     state.evaluated_step = state.step
-    run.metrics.append(
-        {
-            "kind": "validation",
-            "step": state.step,
-            "epoch": state.step / plan.steps_per_epoch,
-            "accuracy": accuracy,
-            "log_loss": log_loss if math.isfinite(log_loss) else None,
-        }
-    )
+    if job.plateau is not None:
+        before_fall = state.plateau.multiplier
+        state.plateau = job.plateau.after(state.plateau, accuracy)
+        if state.plateau.multiplier != before_fall:
+            state.notes.append(
+                f"step {state.step}: no better for long, so the learning rate falls to "
+                f"{state.plateau.multiplier:.3g} of the schedule's"
+            )
+    if run is not None:
+        run.metrics.append(
+            {
+                "kind": "validation",
+                "step": state.step,
+                "epoch": state.step / plan.steps_per_epoch,
+                "accuracy": accuracy,
+                "log_loss": log_loss if math.isfinite(log_loss) else None,
+            }
+        )
     watch.pause(time.perf_counter() - started_at)
     watch.validation = Validation(state.step, accuracy, log_loss, is_best)
     yield watch.progress("validate", state)
 
 
-def _log(plan: Plan, job: Job, state: State, run: Run, watch: _Watch) -> None:
+def _log(plan: Plan, job: Job, state: State, run: Run | None, watch: _Watch) -> None:
     """Read the sums from the device; the one place of a normal step that waits for it."""
     window = state.window
-    count = max(1, window.num_images)
-    watch.loss, watch.accuracy = float(window.loss_sum) / count, float(window.correct) / count
+    if window.skipped is not None:
+        _read_skips(state, plan)
+    loss_sum, correct, num_images = window.loss_sum, window.correct, float(window.num_images)
+    if not job.ranks.alone:
+        sums = job.ranks.sums(torch.stack([loss_sum, correct, loss_sum.new_tensor(num_images)]))
+        loss_sum, correct, num_images = sums[0], sums[1], float(sums[2])
+        # What one process learnt about memory, all know when the run is continued.
+        state.training_limit.num_images = job.ranks.smallest(state.training_limit.num_images)
+    count = max(1.0, num_images)
+    watch.loss, watch.accuracy = float(loss_sum) / count, float(correct) / count
     done = (state.step - 1) / plan.horizon_steps
-    run.metrics.append(
-        {
-            "kind": "train",
-            "step": state.step,
-            "epoch": state.step / plan.steps_per_epoch,
-            "loss": watch.loss if window.num_images else None,
-            "accuracy": watch.accuracy if window.num_images else None,
-            "learning_rate": plan.optimizer.learning_rate * job.schedule(done),
-        }
-    )
-    run.timing.append({"step": state.step, **watch.lap()})
+    if run is not None:
+        run.metrics.append(
+            {
+                "kind": "train",
+                "step": state.step,
+                "epoch": state.step / plan.steps_per_epoch,
+                "loss": watch.loss if num_images else None,
+                "accuracy": watch.accuracy if num_images else None,
+                "learning_rate": plan.optimizer.learning_rate * _multiplier(job, state, done),
+            }
+        )
+        run.timing.append({"step": state.step, **watch.lap()})
     state.window = Window.empty(job.device)
 
 
-def _skip(state: State, batch: Batch, plan: Plan) -> None:
+def _read_skips(state: State, plan: Plan) -> None:
+    """What the device left out since the last log line."""
+    assert state.window.skipped is not None
+    skipped = int(state.window.skipped)
+    state.skipped_steps += skipped
+    # Not finite all the way: the count goes on; else it was bad luck.
+    everything = skipped == state.window.num_steps
+    state.consecutive_skips = state.consecutive_skips + skipped if everything else 0
+    if skipped:
+        # Their images count in neither sum.
+        state.window.num_images -= skipped * plan.local_batch_size
+        state.notes.append(
+            f"up to step {state.step}: the loss or a gradient was not finite in {skipped} updates, "
+            "which were left out"
+        )
+
+
+def _skip(state: State, batch: Batch) -> None:
     state.skipped_steps += 1
     state.consecutive_skips += 1
     ids = ", ".join(str(number) for number in batch.ids[:8].tolist())
@@ -244,9 +384,20 @@ def _skip(state: State, batch: Batch, plan: Plan) -> None:
         f"step {state.step}: the loss or a gradient was not finite, the update was left out "
         f"(images {ids}, ...)"
     )
-    if state.consecutive_skips > MAX_CONSECUTIVE_SKIPS:
+
+
+def _back_to_a_checkpoint(state: State, saver: Saver, plan: Plan, batch: Batch) -> None:
+    """Weights and optimizer as they were at the newest checkpoint; the run goes on from here, so
+    that the batches that broke it are not met again.
+
+    Raises:
+        TrainingError: there is none, or it has been done too often.
+    """
+    ids = ", ".join(str(number) for number in batch.ids[:8].tolist())
+    skips = state.consecutive_skips
+    if not saver.roll_back(state):
         raise TrainingError(
-            f"training diverged: {state.consecutive_skips} updates in a row had a loss or gradient "
+            f"training diverged: {skips} updates in a row had a loss or gradient "
             f"that is not finite, up to step {state.step} (images {ids}, ...)",
             fix=f"lower the learning rate (it is {plan.optimizer.learning_rate:g}): "
             "--set train.learning_rate=..., or set train.clip_norm=1.0",
@@ -337,38 +488,14 @@ class _Watch:
         )
 
 
-class _Saver:
-    """Checkpoints by the clock and after validations; a failed one is said and counted."""
-
-    def __init__(self, run: Run, plan: Plan) -> None:
-        self._run = run
-        self._every_s = plan.checkpoint_every_s
-        self._last_at = time.perf_counter()
-        self._failures = 0
-        self._saved_step = -1
-
-    def save_when_due(self, state: State, watch: _Watch) -> Iterator[Progress]:
-        if time.perf_counter() - self._last_at >= self._every_s:
-            yield from self.save_now(state, watch)
-
-    def save_last(self, state: State, watch: _Watch) -> Iterator[Progress]:
-        if self._saved_step != state.step:
-            yield from self.save_now(state, watch)
-
-    def save_now(self, state: State, watch: _Watch) -> Iterator[Progress]:
-        started_at = time.perf_counter()
-        try:
-            save(state, self._run)
-        except StorageError as error:
-            self._failures += 1
-            if self._failures >= MAX_FAILED_SAVES:
-                raise StorageError(
-                    f"{self._failures} checkpoints in a row could not be written: {error.message}",
-                    fix="free or repair the disk; then the same command continues",
-                ) from error
-            yield watch.progress("save", state, f"checkpoint not written: {error.message}")
-        else:
-            self._failures = 0
-            self._saved_step = state.step
-        self._last_at = time.perf_counter()
-        watch.pause(self._last_at - started_at)
+def _saved(
+    saver: Saver, state: State, watch: _Watch, *, now: bool = False, wait: bool = False
+) -> Iterator[Progress]:
+    """Save when it is time, or now; what went wrong is yielded."""
+    started_at = time.perf_counter()
+    notes = saver.save(state, now=now, wait=wait)
+    if notes is None:
+        return
+    watch.pause(time.perf_counter() - started_at)
+    if notes:
+        yield watch.progress("save", state, *notes)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from vidi import augment, model, optim, probe, schedule
 from vidi.augment import ImageRandom, Transform
@@ -27,20 +30,24 @@ from vidi.data import (
     open_dataset,
     open_store,
 )
-from vidi.errors import UsageError
+from vidi.errors import ConfigError, MismatchError, UsageError, nearest
 from vidi.facts import Facts, Measurements, Split
+from vidi.memory import Limit
 from vidi.model import Classifier
 from vidi.plan import Plan, choose_model, make
 from vidi.restore import build_model
+from vidi.schedule import Plateau
 from vidi.step import StepSettings
 from vidi.train.loop import Job
+from vidi.train.ranks import ALONE, Ranks
 from vidi.train.state import State, Window
 
 # Batches of fewer values are augmented several at a time, until there are so many.
 AUGMENT_AT_ONCE = 32 << 10
 # The probe may take this share of a planned run, or so many seconds, whichever is more.
-PROBE_SHARE = 0.03
+PROBE_SHARE = 0.05
 PROBE_MIN_S = 4.0
+PROBE_MAX_S = 120.0
 # Runs that a guess puts below this are not worth a probe.
 PROBE_WORTH_S = 60.0
 
@@ -87,7 +94,7 @@ def prepare(
     """
     probe.keep_memory()
     dataset, store, facts, second = looked_at(data, config, say=say)
-    torch.set_num_threads(second.execution.threads)
+    probe.configure(second.execution)
     classifier = build_model(second, own_model(second, config, extensions))
     facts = facts.model_copy(update={"model": model.facts(classifier)})
     with store.pause():
@@ -98,7 +105,28 @@ def prepare(
         facts = facts.model_copy(update={"measured": measured})
     final = make(config, facts)
     assert final.pixels == second.pixels, "the pixels were decided before they were decoded"
+    probe.configure(final.execution)
     return Prepared(dataset, store, facts, final, classifier)
+
+
+def followed(
+    plan: Plan, facts: Facts, data: str | Path, config: Config, extensions: Extensions
+) -> Prepared:
+    """What another process has prepared, built here from its plan.
+
+    Raises:
+        MismatchError: the data are not the same here.
+    """
+    dataset = open_dataset(data, config.data)
+    dataset, store = decoded(dataset, plan, config, say=lambda _: None)
+    if dataset.fingerprint != facts.dataset.fingerprint:
+        raise MismatchError(
+            f"this process sees other images in {facts.dataset.name} than the first one",
+            fix="give all processes the same files, readable for all",
+        )
+    probe.configure(plan.execution)
+    classifier = build_model(plan, own_model(plan, config, extensions))
+    return Prepared(dataset, store, facts, plan, classifier)
 
 
 class Looked(NamedTuple):
@@ -176,9 +204,10 @@ def readable(dataset: Dataset, store: PixelStore, *, say: Say) -> Dataset:
 def build_optimizer(plan: Plan, network: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a plan over a network's parameter groups."""
     settings = plan.optimizer
+    stages = network.stages if isinstance(network, Classifier) and plan.layer_decay < 1.0 else ()
     return optim.make(
         settings.name,
-        optim.groups(network),
+        optim.groups(network, stages=stages, layer_decay=plan.layer_decay),
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
@@ -202,32 +231,50 @@ def own_model(
 
 def build_state(plan: Plan, classifier: Classifier) -> State:
     """A run before its first step."""
-    average = optim.Average(classifier, plan.ema_decay) if plan.ema_decay else None
+    average = None
+    if plan.ema_decay or plan.swa_fraction:
+        average = optim.Average(classifier, plan.ema_decay, uniform=plan.swa_fraction > 0.0)
+    device = torch.device(plan.execution.device)
+    if plan.execution.sync_batch_norm:
+        shared = nn.SyncBatchNorm.convert_sync_batchnorm
+        classifier.network = shared(classifier.network)  # type: ignore[no-untyped-call]
     return State(
         model=classifier,
         optimizer=build_optimizer(plan, classifier),
         average=average,
-        window=Window.empty(torch.device(plan.execution.device)),
+        window=Window.empty(device),
+        training_limit=Limit(plan.micro_batch_size),
+        evaluation_limit=Limit(plan.evaluation_batch_size),
+        scaler=torch.amp.GradScaler(device.type) if plan.execution.precision == "float16" else None,
     )
 
 
 def build_job(
-    plan: Plan, config: Config, dataset: Dataset, store: PixelStore, extensions: Extensions
+    plan: Plan,
+    config: Config,
+    dataset: Dataset,
+    store: PixelStore,
+    extensions: Extensions,
+    ranks: Ranks = ALONE,
 ) -> Job:
-    """Loaders, augmentation and schedule of a plan."""
+    """Loaders, augmentation and schedule of a plan; of several processes each gets its part."""
     return Job(
-        train=_training_loader(plan, dataset, store),
-        validation=evaluation_loader(plan, dataset, store, "validation")
+        train=_training_loader(plan, dataset, store, ranks),
+        validation=evaluation_loader(plan, dataset, store, "validation", ranks)
         if len(dataset.indices("validation"))
         else None,
         augment=transform_of(plan, config, extensions),
         augment_together=_augment_together(plan, config, extensions),
         schedule=_schedule(plan, extensions),
         device=torch.device(plan.execution.device),
+        plateau=_plateau(plan, extensions),
+        ranks=ranks,
     )
 
 
-def _training_loader(plan: Plan, dataset: Dataset, store: PixelStore) -> Loader:
+def _training_loader(
+    plan: Plan, dataset: Dataset, store: PixelStore, ranks: Ranks = ALONE
+) -> Loader:
     ids = dataset.indices("train")
     return Loader(
         store,
@@ -238,6 +285,8 @@ def _training_loader(plan: Plan, dataset: Dataset, store: PixelStore) -> Loader:
         shuffle=True,
         drop_last=True,
         weights=_weights(plan, dataset, ids),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
         threads=plan.execution.loader_threads,
         device=torch.device(plan.execution.device),
         resident=plan.execution.store == "device",
@@ -260,16 +309,20 @@ def _weights(plan: Plan, dataset: Dataset, ids: Indices) -> Any:
             return dataset.weights[ids].astype("float64")
 
 
-def evaluation_loader(plan: Plan, dataset: Dataset, store: PixelStore, split: Split) -> Loader:
-    """Every image of a split, once, in order."""
+def evaluation_loader(
+    plan: Plan, dataset: Dataset, store: PixelStore, split: Split, ranks: Ranks = ALONE
+) -> Loader:
+    """Every image of a split, once, in order; of several processes each gets its part."""
     return Loader(
         store,
         dataset.labels,
         dataset.indices(split),
-        batch_size=plan.evaluation_batch_size,
+        batch_size=plan.evaluation_batch_size * ranks.world_size,
         seed=plan.seed,
         shuffle=False,
         drop_last=False,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
         threads=plan.execution.loader_threads,
         device=torch.device(plan.execution.device),
         resident=plan.execution.store == "device",
@@ -278,24 +331,71 @@ def evaluation_loader(plan: Plan, dataset: Dataset, store: PixelStore, split: Sp
 
 def _augment_together(plan: Plan, config: Config, extensions: Extensions) -> int:
     """How many batches are augmented at a time: a pure function of what was asked and planned."""
-    # A function of the user's may look at the whole batch, and images are mixed in pairs.
-    if config.augment.extra or extensions.transforms or plan.batch_size % 2:
+    # A function of the user's may look at the whole batch, and images are mixed in pairs. Images
+    # that grow along the run are not joined with larger ones.
+    alone = config.augment.extra or extensions.transforms or len(plan.stages) > 1
+    if alone or plan.local_batch_size % 2:
         return 1
-    values = plan.batch_size * plan.pixels.channels * plan.pixels.store_px**2
+    values = plan.local_batch_size * plan.pixels.channels * plan.pixels.store_px**2
     return max(1, min(8, AUGMENT_AT_ONCE // values))
 
 
 def transform_of(plan: Plan, config: Config, extensions: Extensions) -> Transform:
     """The planned augmentation, then the user's own functions."""
     own = [load(name) for name in config.augment.extra]
-    return augment.compose((augment.from_settings(plan.augment), *own, *extensions.transforms))
+    planned = {stage.image_px: _at_size(plan, stage.image_px) for stage in plan.stages}
+
+    def at_its_size(batch: Batch, rng: ImageRandom, done: float) -> Batch:
+        stage = plan.stage_at(round(done * plan.horizon_steps))
+        return planned[stage.image_px](batch, rng, done)
+
+    first = planned.popitem()[1] if len(planned) == 1 else at_its_size
+    return augment.compose((first, *own, *extensions.transforms))
+
+
+def _at_size(plan: Plan, image_px: int) -> Transform:
+    """The planned augmentation, for a stage in which the model sees images of that size."""
+    full_px = plan.augment.image_px
+    if image_px == full_px:
+        return augment.from_settings(plan.augment)
+    if plan.augment.crop == "resized":
+        return augment.from_settings(plan.augment.model_copy(update={"image_px": image_px}))
+
+    def shrunk(batch: Batch, rng: ImageRandom, done: float) -> Batch:
+        del rng, done
+        images = functional.interpolate(
+            batch.images.float(), size=image_px, mode="bilinear", antialias=True
+        )
+        return Batch(images, batch.targets, batch.ids)
+
+    # Cropping would show less of the image, where it is to be shown smaller.
+    return augment.compose((augment.from_settings(plan.augment), shrunk))
 
 
 def _schedule(plan: Plan, extensions: Extensions) -> Callable[[float], float]:
     name: Any = extensions.schedule or plan.schedule.name
+    settings: dict[str, Any] = {}
+    if isinstance(name, str) and ":" not in name and name != "plateau":
+        settings = dict(plan.schedule.settings)
     if isinstance(name, str) and ":" in name:
         name = load(name)
-    return schedule.make(name, warmup_fraction=plan.schedule.warmup_fraction)
+    return schedule.make(name, warmup_fraction=plan.schedule.warmup_fraction, **settings)
+
+
+def _plateau(plan: Plan, extensions: Extensions) -> Plateau | None:
+    if extensions.schedule is not None or plan.schedule.name != "plateau":
+        return None
+    known = {field.name for field in dataclasses.fields(Plateau)}
+    for name in plan.schedule.settings:
+        if name not in known:
+            raise ConfigError(
+                f"schedule 'plateau' has no setting '{name}'", fix=nearest(name, known)
+            )
+    settings: dict[str, Any] = dict(plan.schedule.settings)
+    for name in ("patience", "cooldown"):
+        if name in settings:
+            settings[name] = int(settings[name])
+    return Plateau(**settings)
 
 
 def _with_symmetry(dataset: Dataset, store: PixelStore, seed: int) -> Any:
@@ -335,39 +435,82 @@ def _measured(
     """Time the candidates on real batches, unless the run is too short for it to pay."""
     asked_s = config.train.minutes * 60 if config.train.minutes else None
     guess_s = asked_s or _guessed_s(plan, facts)
-    if asked_s is None and guess_s < PROBE_WORTH_S:
+    if config.machine.probe == "never" or plan.head == "only":
         return None
-    loader = _training_loader(plan, dataset, store)
-    transform = transform_of(plan, config, extensions)
-    device = torch.device(plan.execution.device)
-    batches: list[Batch] = []
-    steps = loader.batches(epoch=0)
-    for batch in steps:
-        moved = Batch(batch.images.to(device), batch.targets.to(device), batch.ids.to(device))
-        batches.append(transform(moved, ImageRandom(plan.seed, 0, batch.keys.to(device)), 0.0))
-        if len(batches) == 4:
-            break
-    steps.close()
-    tries = [
-        candidate
-        for candidate in probe.candidates(plan.execution.device, facts.machine)
-        if config.machine.precision in (None, candidate.precision)
-        and config.machine.channels_last in (None, candidate.channels_last)
-    ]
-    say(f"measuring {len(tries)} ways to compute a training step")
-    return probe.measure(
+    if asked_s is None and guess_s < PROBE_WORTH_S and config.machine.probe is None:
+        return None
+    assert facts.model is not None
+    limit_s = max(PROBE_MIN_S, min(PROBE_MAX_S, PROBE_SHARE * guess_s))
+    options = _options(plan, config, facts, limit_s)
+    cache_dir = cache_folder(config.data.cache_dir)
+    key = probe.key_of(facts.machine, facts.model, plan, options)
+    if config.machine.probe != "fresh" and (known := probe.recalled(cache_dir, key)) is not None:
+        say(f"the training step was measured before: {len(known.steps)} ways of computing it")
+        return known.model_copy(update={"probe_s": 0.0})
+    say(f"measuring ways to compute a training step, for up to {limit_s:.0f} s")
+    measured = probe.measure(
         classifier,
         lambda network: build_optimizer(plan, network),
-        batches,
-        StepSettings(
-            precision="float32",
-            label_smoothing=plan.label_smoothing,
-            micro_batch_size=plan.micro_batch_size,
-            clip_norm=plan.clip_norm,
-            seed=plan.seed,
-        ),
-        tries or [probe.Candidate(config.machine.precision or "float32", True)],
-        limit_s=max(PROBE_MIN_S, min(20.0, PROBE_SHARE * guess_s)),
+        some_batches(plan, config, dataset, store, extensions, 4),
+        replace(StepSettings.of(plan), world_size=1),
+        options,
+        limit_s=limit_s,
+    )
+    probe.keep(cache_dir, key, measured)
+    return measured
+
+
+def some_batches(
+    plan: Plan,
+    config: Config,
+    dataset: Dataset,
+    store: PixelStore,
+    extensions: Extensions,
+    count: int,
+) -> list[Batch]:
+    """The first batches of a run as its model sees them at the end, on the device.
+
+    Of several processes' batches the part of the first.
+    """
+    first = Ranks(0, plan.execution.world_size)
+    transform = transform_of(plan, config, extensions)
+    device = torch.device(plan.execution.device)
+    done = 1.0 - 1.0 / max(1, plan.horizon_steps)
+    batches: list[Batch] = []
+    loader = _training_loader(plan, dataset, store, first)
+    for epoch in range(count):
+        with contextlib.closing(loader.batches(epoch)) as some:
+            for batch in some:
+                moved = Batch(
+                    batch.images.to(device), batch.targets.to(device), batch.ids.to(device)
+                )
+                rng = ImageRandom(plan.seed, epoch, batch.keys.to(device))
+                batches.append(transform(moved, rng, done))
+                if len(batches) == count:
+                    return batches
+    return batches
+
+
+def _options(plan: Plan, config: Config, facts: Facts, limit_s: float) -> probe.Space:
+    """What may be tried: what the machine allows and what was not asked for by hand."""
+    asked = config.machine
+    options = probe.space(
+        plan.execution.device,
+        facts.machine,
+        batch_size=plan.local_batch_size,
+        threads=plan.execution.threads,
+        limit_s=limit_s,
+    )
+    fixed: dict[str, Any] = {
+        "precisions": asked.precision,
+        "channels_last": asked.channels_last,
+        "threads": asked.threads,
+        "compile": asked.compile,
+        "keep_memory": asked.keep_memory,
+        "micro_batch_sizes": None if config.train.accumulate is None else plan.micro_batch_size,
+    }
+    return replace(
+        options, **{name: (value,) for name, value in fixed.items() if value is not None}
     )
 
 

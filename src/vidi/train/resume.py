@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from vidi import probe
 from vidi.config import Config, parse
 from vidi.data import open_dataset
@@ -28,7 +26,15 @@ from vidi.train.state import State
 
 # Settings that may change between two parts of a run: they do not change what is learnt, only how
 # fast, or how often it is saved.
-FREE = ("machine.threads", "machine.loader_threads", "machine.device", "checkpoint", "evaluate")
+FREE = (
+    "machine.threads",
+    "machine.loader_threads",
+    "machine.device",
+    "machine.probe",
+    "machine.timeout_s",
+    "checkpoint",
+    "evaluate",
+)
 
 
 class Reopened(NamedTuple):
@@ -79,11 +85,12 @@ def reopened(
     if dataset.fingerprint != facts.dataset.fingerprint:
         changes = _count_changes(dataset.facts().counts, facts.dataset.counts)
         _refuse_or_note(run, f"the data changed: {changes}", notes, force=force)
+    plan = _on_these_processes(plan, notes)
     plan = plan.model_copy(update={"execution": _execution(plan, config)})
     if len(dataset.indices("train")) != plan.num_train and not has_gaps(plan):
         plan = plan.model_copy(update={"num_train": len(dataset.indices("train"))})
 
-    torch.set_num_threads(plan.execution.threads)
+    probe.configure(plan.execution)
     classifier = build_model(plan, own_model(plan, config, extensions))
     state = build_state(plan, classifier)
     checkpoint, damaged = run.newest_checkpoint()
@@ -137,6 +144,27 @@ def _execution(plan: Plan, config: Config) -> Any:
         if (value := getattr(config.machine, name)) is not None
     }
     return plan.execution.model_copy(update=asked)
+
+
+def _on_these_processes(plan: Plan, notes: list[str]) -> Plan:
+    """The plan for as many processes as there are now: the same batches in the same order."""
+    world, local = probe.counted()
+    before = plan.execution.world_size
+    if world == before:
+        return plan
+    if plan.batch_size % world:
+        raise MismatchError(
+            f"the run's batches of {plan.batch_size} images cannot be shared by {world} processes",
+            fix=f"continue with {before}, or another number that divides {plan.batch_size}",
+        )
+    notes.append(
+        f"continued by {world} instead of {before} processes: the same images in the same order, "
+        "not the same bits"
+    )
+    threads = max(1, probe.machine().usable_cores // local)
+    execution = plan.execution.model_copy(update={"world_size": world, "threads": threads})
+    accumulate = max(1, -(-(plan.batch_size // world) // plan.micro_batch_size))
+    return plan.model_copy(update={"execution": execution, "accumulate": accumulate})
 
 
 def _class_difference(classes: tuple[str, ...], facts: Facts) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -14,6 +15,9 @@ from types import FrameType
 _WATCHED = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+
+
+_SAME_SIGNAL_S = 2.0
 
 
 class Stop:
@@ -38,9 +42,17 @@ def watched() -> Iterator[Stop]:
         yield stop
         return
 
+    # A launcher of several processes passes on what the terminal has sent to all of them already.
+    launched = "TORCHELASTIC_RUN_ID" in os.environ
+    noted_at = 0.0
+
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler takes both
+        nonlocal noted_at
         if stop:
+            if launched and time.monotonic() - noted_at < _SAME_SIGNAL_S:
+                return
             os._exit(128 + number)
+        noted_at = time.monotonic()
         stop.signal_number = number
         # Written by the system call: a handler may interrupt a print.
         with contextlib.suppress(OSError, AttributeError, ValueError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import safetensors.torch
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 
 from vidi.errors import DamagedError
+from vidi.memory import Limit
 from vidi.model import Classifier
 from vidi.optim import Average
 from vidi.restore import load_weights
-from vidi.run import Checkpoint
+from vidi.schedule import PlateauState
+from vidi.train.ranks import Saved
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,10 @@ class Window:
 
     loss_sum: Tensor
     correct: Tensor
+    # Updates that the device left out by itself; None where the processor looks at each.
+    skipped: Tensor | None = None
     num_images: int = 0
+    num_steps: int = 0
 
     @staticmethod
     def empty(device: torch.device) -> Window:
@@ -68,6 +74,12 @@ class State:
     optimizer: torch.optim.Optimizer
     average: Average | None
     window: Window
+    # How many images go through the model at once, in training and in evaluation.
+    training_limit: Limit
+    evaluation_limit: Limit
+    # float16 alone needs it: what keeps its gradients from vanishing.
+    scaler: torch.amp.GradScaler | None = None
+    plateau: PlateauState = field(default_factory=PlateauState)
     step: int = 0
     # The step whose weights were validated last.
     evaluated_step: int = -1
@@ -75,6 +87,8 @@ class State:
     evaluations_since_best: int = 0
     skipped_steps: int = 0
     consecutive_skips: int = 0
+    # How often the weights were taken back to a checkpoint because they were not finite.
+    rollbacks: int = 0
     # Things that the user should read in the report, in the order they happened.
     notes: list[str] = field(default_factory=list)
 
@@ -85,9 +99,22 @@ class State:
             "model.safetensors": _packed(self.model.state_dict()),
             "optimizer.safetensors": _packed(tensors),
         }
-        if self.average is not None:
+        if self.average is not None and self.average.num_steps:
             files["ema.safetensors"] = _packed(self.average.state_dict())
         return files
+
+    def broken(self) -> str:
+        """What holds a number that is not finite, in words; empty when nothing does."""
+        tensors, _ = _flat(self.optimizer)
+        for what, values in (
+            ("the model", self.model.state_dict().values()),
+            ("the optimizer", tensors.values()),
+        ):
+            if not _all_finite(values):
+                return what
+        if self.average is not None and not _all_finite(self.average.state_dict().values()):
+            return "the average"
+        return ""
 
     def counters(self) -> dict[str, Any]:
         """The numbers, as the `state.json` of a checkpoint; floats survive JSON exactly."""
@@ -106,17 +133,24 @@ class State:
             "evaluations_since_best": self.evaluations_since_best,
             "skipped_steps": self.skipped_steps,
             "consecutive_skips": self.consecutive_skips,
+            "rollbacks": self.rollbacks,
+            "training_limit": self.training_limit.num_images,
+            "evaluation_limit": self.evaluation_limit.num_images,
+            "plateau": asdict(self.plateau),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "window": {
                 "loss_sum": float(self.window.loss_sum),
                 "correct": float(self.window.correct),
                 "num_images": self.window.num_images,
+                "num_steps": self.window.num_steps,
+                "skipped": None if self.window.skipped is None else float(self.window.skipped),
             },
             "optimizer_numbers": _flat(self.optimizer)[1],
             "average_steps": 0 if self.average is None else self.average.num_steps,
             "notes": list(self.notes),
         }
 
-    def restore(self, checkpoint: Checkpoint) -> None:
+    def restore(self, checkpoint: Saved) -> None:
         """Take over everything from a verified checkpoint.
 
         Raises:
@@ -130,23 +164,14 @@ class State:
                 fix="use the version of vidi that wrote it (environment.json)",
             )
         device = self.window.loss_sum.device
-        origin = f"step {checkpoint.step}"
-        load_weights(self.model, checkpoint.read("model.safetensors"), origin=origin)
-        _unflatten(
-            self.optimizer,
-            safetensors.torch.load(checkpoint.read("optimizer.safetensors")),
-            counters["optimizer_numbers"],
-        )
-        if self.average is not None:
-            load_weights(
-                self.average.model, checkpoint.read("ema.safetensors"), origin=f"{origin}, average"
-            )
-            self.average.num_steps = counters["average_steps"]
+        self.restore_tensors(checkpoint)
         window = counters["window"]
         self.window = Window(
             torch.tensor(window["loss_sum"], device=device),
             torch.tensor(window["correct"], device=device),
+            None if window["skipped"] is None else torch.tensor(window["skipped"], device=device),
             window["num_images"],
+            window["num_steps"],
         )
         self.step = counters["step"]
         self.evaluated_step = counters["evaluated_step"]
@@ -154,7 +179,45 @@ class State:
         self.evaluations_since_best = counters["evaluations_since_best"]
         self.skipped_steps = counters["skipped_steps"]
         self.consecutive_skips = counters["consecutive_skips"]
+        self.rollbacks = counters["rollbacks"]
+        self.training_limit.num_images = counters["training_limit"]
+        self.evaluation_limit.num_images = counters["evaluation_limit"]
+        self.plateau = PlateauState(**counters["plateau"])
         self.notes = list(counters["notes"])
+
+    def restore_tensors(self, checkpoint: Saved) -> None:
+        """Only weights, average and optimizer of a verified checkpoint; counters stay.
+
+        Raises:
+            DamagedError: it does not fit this model.
+        """
+        counters = cast("dict[str, Any]", checkpoint.state)
+        origin = f"step {checkpoint.step}"
+        load_weights(self.model, checkpoint.read("model.safetensors"), origin=origin)
+        _unflatten(
+            self.optimizer,
+            safetensors.torch.load(checkpoint.read("optimizer.safetensors")),
+            counters["optimizer_numbers"],
+        )
+        if self.average is not None and "ema.safetensors" in checkpoint.names:
+            load_weights(
+                self.average.model, checkpoint.read("ema.safetensors"), origin=f"{origin}, average"
+            )
+            self.average.num_steps = counters["average_steps"]
+        elif self.average is not None:
+            self.average.reset(self.model)
+        if self.scaler is not None and counters["scaler"] is not None:
+            self.scaler.load_state_dict(counters["scaler"])
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    """No NaN and no infinity in any of the floating tensors; waits for the device."""
+    floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
+    sums = [tensor.sum(dtype=torch.float32) for tensor in floating]
+    if not sums or bool(torch.stack(sums).isfinite().all()):
+        return True
+    # Very large numbers may add up to infinity.
+    return all(bool(tensor.isfinite().all()) for tensor in floating)
 
 
 def _packed(tensors: dict[str, Tensor]) -> bytes:

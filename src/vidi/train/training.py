@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,28 +20,37 @@ from torch import nn
 from vidi import __version__
 from vidi.augment import Transform
 from vidi.config import Config, load
-from vidi.errors import Interrupted, StorageError, VidiError
+from vidi.errors import Interrupted, OutOfMemory, StorageError, VidiError
 from vidi.facts import Facts
 from vidi.model import name_of
-from vidi.plan import Plan, retimed
+from vidi.plan import TIMEOUT_S, Plan, retimed
 from vidi.report import write
 from vidi.restore import load_best
 from vidi.run import Run, default_run_path
+from vidi.storage import DISK
 from vidi.train.deadline import Deadline
 from vidi.train.finish import fitted_temperature, judge, judged
+from vidi.train.head import fit_head
 from vidi.train.loop import Job, Progress, loop, save
 from vidi.train.prepare import (
     Extensions,
     Prepared,
     build_job,
     build_state,
+    evaluation_loader,
+    followed,
     has_gaps,
     prepare,
     readable,
 )
+from vidi.train.ranks import Ranks, Saved, joined
 from vidi.train.resume import reopened
 from vidi.train.signals import Stop, watched
 from vidi.train.state import State
+from vidi.train.watching import costs, profiled
+
+# Several processes agree so often whether to stop, or to end sooner or later than planned.
+AGREE_EVERY_STEPS = 10
 
 # What a display needs: a line of text, or a moment of the run.
 Show = Callable[[str | Progress], None]
@@ -57,6 +67,7 @@ def train(
     schedule: Callable[[float], float] | None = None,
     show: Show | None = None,
     force_resume: bool = False,
+    profile: bool = False,
     started_at: float | None = None,
 ) -> Run:
     """Train one classifier, judge it on held-out images and write a report.
@@ -73,6 +84,7 @@ def train(
         schedule: your own learning-rate curve, from the share done to a share of the peak.
         show: told every line and every `Progress`; nothing is printed here.
         force_resume: continue although config or data differ; what differs is written down.
+        profile: write a trace of a few steps into the run, which Perfetto opens.
         started_at: `time.monotonic()` when the clock of `train.minutes` began; now, if left out.
 
     Returns:
@@ -88,64 +100,132 @@ def train(
         # What was given as an object is written down by its importable name.
         config = config.with_settings({"model.name": name_of(model)})
     extensions = Extensions(model=model, transforms=tuple(transforms), schedule=schedule)
-    tell: Show = show or (lambda _: None)
     path = (
         Path(out)
         if out is not None
         else default_run_path(Path("runs"), _data_name(data), datetime.now())
     )
-    if Run.exists(path):
-        return _continue(path, data, config, extensions, tell, force=force_resume)
-    # Refused before any work is done, when something else is there.
-    Run.check_free(path)
-    prepared = prepare(data, config, extensions, say=tell, started_at=started_at)
-    if Run.exists(path):
-        # Another process was faster; its lock says who.
-        return _continue(path, data, config, extensions, tell, force=force_resume)
-    run = Run.create(path, texts=_decisions(data, config, prepared))
-    with run.lock():
-        state = build_state(prepared.plan, prepared.model)
-        deadline = Deadline.of(config, prepared.facts, started_at)
-        _train(run, config, prepared, state, extensions, tell, deadline)
-    return run
+    with joined(config.machine.timeout_s or TIMEOUT_S) as ranks:
+        tell: Show = show or (lambda _: None)
+        asked = _Asked(path, data, config, extensions, tell, ranks, profile)
+        if not ranks.is_first:
+            return _follow(asked)
+        if Run.exists(path):
+            return _continue(asked, force=force_resume)
+        # Refused before any work is done, when something else is there.
+        Run.check_free(path)
+        prepared = prepare(data, config, extensions, say=asked.tell, started_at=started_at)
+        if Run.exists(path):
+            # Another process was faster; its lock says who.
+            return _continue(asked, force=force_resume)
+        run = Run.create(path, texts=_decisions(data, config, prepared))
+        with run.lock():
+            state = build_state(prepared.plan, prepared.model)
+            deadline = Deadline.of(config, prepared.facts, started_at)
+            _announce(asked, prepared, None)
+            _train(asked, run, prepared, state, deadline)
+        return run
 
 
-def _continue(
-    path: Path,
-    data: str | Path,
-    config: Config,
-    extensions: Extensions,
-    tell: Show,
-    *,
-    force: bool,
-) -> Run:
-    run = Run.open(path)
+@dataclass(frozen=True)
+class _Asked:
+    """What one call of `train` was given."""
+
+    path: Path
+    data: str | Path
+    config: Config
+    extensions: Extensions
+    tell: Show
+    ranks: Ranks
+    profile: bool
+
+
+def _continue(asked: _Asked, *, force: bool) -> Run:
+    run, tell = Run.open(asked.path), asked.tell
     with run.lock():
-        prepared, state, checkpoint = reopened(run, data, config, extensions, say=tell, force=force)
+        prepared, state, checkpoint = reopened(
+            run, asked.data, asked.config, asked.extensions, say=tell, force=force
+        )
         finished = state.step >= prepared.plan.last_step or _is_patience_over(prepared.plan, state)
         if finished and run.report_path.exists():
             tell(f"already complete: {run.path}")
+            _announce(asked, None, None)
         else:
             run.rewind(checkpoint)
+            _announce(asked, prepared, checkpoint)
             # The clock of a stopped run has stood still; it ends where it was planned to.
-            _train(run, config, prepared, state, extensions, tell, None)
+            _train(asked, run, prepared, state, None)
     return run
 
 
+def _announce(asked: _Asked, prepared: Prepared | None, checkpoint: Saved | None) -> None:
+    """Tell the other processes what the first one has decided and read; None: all is done."""
+    ranks = asked.ranks
+    if ranks.alone:
+        return
+    ranks.wait_for_first("prepared")
+    told = {"path": str(asked.path.resolve())}
+    if prepared is not None:
+        told |= {"plan": prepared.plan.model_dump_json(), "facts": prepared.facts.model_dump_json()}
+    ranks.from_first(json.dumps(told).encode())
+    ranks.checkpoint_from_first(checkpoint)
+
+
+def _follow(asked: _Asked) -> Run:
+    """The part of every process but the first: it computes, and writes nothing."""
+    ranks = asked.ranks
+    ranks.wait_for_first("prepared")
+    told = json.loads(ranks.from_first(None))
+    checkpoint = ranks.checkpoint_from_first(None)
+    run = Run(Path(told["path"]), {}, DISK)
+    if "plan" not in told:
+        return run
+    plan, facts = Plan.from_json(told["plan"]), Facts.model_validate_json(told["facts"])
+    prepared = followed(plan, facts, asked.data, asked.config, asked.extensions)
+    state = build_state(plan, prepared.model)
+    if checkpoint is not None:
+        state.restore(checkpoint)
+    job = _job(asked, prepared, state)
+    with contextlib.closing(prepared.store):
+        _drive(None, plan, job, state, lambda _: None, None)
+    return run
+
+
+def _job(asked: _Asked, prepared: Prepared, state: State) -> Job:
+    """The job of a plan; where its head is fitted first, that is done here."""
+    plan, ranks = prepared.plan, asked.ranks
+    dataset, store = prepared.dataset, prepared.store
+    job = build_job(plan, asked.config, dataset, store, asked.extensions, ranks)
+    if plan.head != "with_the_rest" and state.step == 0:
+        if ranks.is_first:
+            held_out = None
+            if job.validation is not None:
+                held_out = evaluation_loader(plan, dataset, store, "validation")
+            images = evaluation_loader(plan, dataset, store, "train")
+            fit_head(plan, prepared.model, images, held_out, say=asked.tell)
+        ranks.wait_for_first("head")
+        ranks.same(prepared.model)
+        if state.average is not None:
+            state.average.reset(prepared.model)
+    return job
+
+
 def _train(
-    run: Run,
-    config: Config,
-    prepared: Prepared,
-    state: State,
-    extensions: Extensions,
-    tell: Show,
-    deadline: Deadline | None,
+    asked: _Asked, run: Run, prepared: Prepared, state: State, deadline: Deadline | None
 ) -> None:
-    plan = prepared.plan
+    plan, tell, config = prepared.plan, asked.tell, asked.config
     tell(_described(plan, prepared.facts))
-    job = build_job(plan, config, prepared.dataset, prepared.store, extensions)
     with contextlib.closing(prepared.store) as store:
-        plan = _drive(run, plan, job, state, tell, deadline)
+        job = _job(asked, prepared, state)
+        trace = run.profile_path if asked.profile else None
+        with costs(run, tell), profiled(trace) as stepped:
+
+            def told(what: str | Progress) -> None:
+                if isinstance(what, Progress) and what.phase == "train":
+                    stepped()
+                tell(what)
+
+            plan = _drive(run, plan, job, state, told if trace else tell, deadline)
         best_step = load_best(run, prepared.model)
         # Short runs end before all pixels are there; the next one finds them in the cache.
         store.finish()
@@ -185,7 +265,7 @@ def _count_again(run: Run, prepared: Prepared, tell: Show) -> None:
 
 
 def _drive(
-    run: Run, plan: Plan, job: Job, state: State, tell: Show, deadline: Deadline | None
+    run: Run | None, plan: Plan, job: Job, state: State, tell: Show, deadline: Deadline | None
 ) -> Plan:
     """Run the loop to its end, to a signal, or until validation stops getting better.
 
@@ -195,28 +275,37 @@ def _drive(
     try:
         while not _is_patience_over(plan, state):
             with watched() as stop, contextlib.closing(loop(plan, job, state, run)) as steps:
-                other = _watch(plan, state, steps, stop, tell, deadline)
+                other = _watch(plan, job.ranks, state, steps, stop, tell, deadline)
             if stop:
-                save(state, run)
+                if run is not None:
+                    save(state, run)
                 raise _interrupted(run, plan, state, stop)
             if other is None:
                 break
             plan = other
-            run.write_text("plan", plan.model_dump_json(indent=1))
-        if _is_patience_over(plan, state):
+            if run is not None:
+                run.write_text("plan", plan.model_dump_json(indent=1))
+        if run is not None and _is_patience_over(plan, state):
             save(state, run)
+    except OutOfMemory:
+        if run is not None:
+            save(state, run)
+        raise
     except (VidiError, KeyboardInterrupt):
         raise
     except Exception:
-        # The user's own code, or a bug of ours: what was learnt so far is kept.
-        with contextlib.suppress(StorageError):
-            save(state, run)
+        # The user's own code, or a bug of ours: what was learnt so far is kept. Of several
+        # processes one may be a step ahead; they go on from the newest checkpoint.
+        if run is not None and job.ranks.alone:
+            with contextlib.suppress(StorageError):
+                save(state, run)
         raise
     return plan
 
 
 def _watch(
     plan: Plan,
+    ranks: Ranks,
     state: State,
     steps: Generator[Progress],
     stop: Stop,
@@ -226,6 +315,11 @@ def _watch(
     """Follow the loop until something has to be done; a plan with another end, if that is it."""
     for progress in steps:
         tell(progress)
+        if not ranks.alone:
+            # All stop at the same step, or they would wait for each other.
+            if progress.phase != "train" or progress.step % AGREE_EVERY_STEPS:
+                continue
+            stop.signal_number = ranks.largest(stop.signal_number or 0) or None
         if stop:
             return None
         if _is_patience_over(plan, state):
@@ -234,8 +328,10 @@ def _watch(
                 "evaluations"
             )
             return None
-        if deadline is not None and progress.phase == "train":
-            steps_left = deadline.steps_left(progress)
+        if progress.phase == "train":
+            steps_left = None if deadline is None else deadline.steps_left(progress)
+            # The first process has the clock.
+            steps_left = ranks.largest(steps_left or 0) or None
             if steps_left is not None:
                 other = retimed(plan, min(state.step + steps_left, plan.longest_steps))
                 if other.last_step != plan.last_step:
@@ -247,8 +343,10 @@ def _watch(
     return None
 
 
-def _interrupted(run: Run, plan: Plan, state: State, stop: Stop) -> Interrupted:
+def _interrupted(run: Run | None, plan: Plan, state: State, stop: Stop) -> Interrupted:
     assert stop.signal_number is not None
+    if run is None:
+        return Interrupted(f"stopped at step {state.step}", signal_number=stop.signal_number)
     return Interrupted(
         f"stopped at step {state.step} of {plan.last_step}; everything is saved in {run.path}",
         signal_number=stop.signal_number,

@@ -1,0 +1,93 @@
+"""What changes in the course of a run: the size of the images, and which layers learn."""
+
+from __future__ import annotations
+
+from vidi.config import Config
+from vidi.errors import ConfigError
+from vidi.facts import Facts
+from vidi.plan.decisions import Decisions
+from vidi.plan.values import Head, Stage
+
+
+def decide_head(config: Config, decided: Decisions, *, pretrained: bool) -> Head:
+    """Whether the head is fitted on features before the rest learns.
+
+    Raises:
+        ConfigError: the network is not pretrained, so it has no features worth keeping.
+    """
+    head: Head = decided.take(
+        "head", config.train.head, ("with_the_rest", "a warm-up keeps the features from harm")
+    )
+    if head != "with_the_rest" and not pretrained:
+        raise ConfigError(
+            f"train.head = '{head}' fits the head on features, and this network has none yet: it "
+            "is not pretrained",
+            fix="set model.weights, or leave train.head out",
+        )
+    return head
+
+
+def decide_stages(
+    config: Config, facts: Facts, decided: Decisions, *, image_px: int, pretrained: bool
+) -> tuple[Stage, ...]:
+    """The parts of a run, in order; one, if nothing changes.
+
+    Raises:
+        ConfigError: sizes that do not end at the size of the images, or layers that cannot stay.
+    """
+    asked = config.train
+    num_stages = len(facts.model.stages) if facts.model is not None else None
+    frozen = asked.freeze_stages or 0
+    _check(config, num_stages, image_px=image_px, pretrained=pretrained)
+    sizes = asked.progressive_px or (image_px,)
+    thaws = [(0.0, frozen)]
+    if asked.unfreeze_fraction and num_stages is not None:
+        # At first only the head learns; then one stage more at a time, the last one first, until
+        # those are left that never learn (Howard and Ruder 2018).
+        steps = num_stages - 1 - frozen
+        thaws = [
+            (asked.unfreeze_fraction * number / max(1, steps), num_stages - 1 - number)
+            for number in range(steps + 1)
+        ]
+    starts = sorted({start for start, _ in thaws} | {n / len(sizes) for n in range(len(sizes))})
+    ends = [*starts[1:], 1.0]
+    stages = tuple(
+        Stage(
+            until=end,
+            image_px=sizes[min(len(sizes) - 1, int(start * len(sizes) + 1e-9))],
+            frozen_stages=[count for at, count in thaws if at <= start + 1e-12][-1],
+        )
+        for start, end in zip(starts, ends, strict=True)
+    )
+    what = [
+        "sizes asked for" if asked.progressive_px else "",
+        "gradual unfreezing asked for" if asked.unfreeze_fraction else "",
+        f"{frozen} stages stay as they are" if frozen else "",
+    ]
+    decided.reasons["stages"] = "; ".join(filter(None, what)) or "nothing changes along the way"
+    return stages
+
+
+def _check(config: Config, num_stages: int | None, *, image_px: int, pretrained: bool) -> None:
+    asked = config.train
+    sizes = asked.progressive_px
+    if sizes is not None and (not sizes or sizes[-1] != image_px or list(sizes) != sorted(sizes)):
+        raise ConfigError(
+            f"train.progressive_px = {list(sizes)} has to rise to the size of the images, "
+            f"{image_px}",
+            fix=f"for example [{max(1, image_px // 2)}, {max(1, image_px * 3 // 4)}, {image_px}]",
+        )
+    if (asked.freeze_stages or asked.unfreeze_fraction) and not pretrained:
+        raise ConfigError(
+            "layers that do not learn keep what they know, and this network knows nothing yet: it "
+            "is not pretrained",
+            fix="set model.weights, or leave train.freeze_stages and train.unfreeze_fraction out",
+        )
+    if num_stages is not None and asked.freeze_stages is not None:
+        last = num_stages - 1
+        if asked.freeze_stages > last:
+            raise ConfigError(
+                f"train.freeze_stages = {asked.freeze_stages}: the network has {num_stages} "
+                "stages, and the last one, the head, has to learn",
+                fix=f"give at most {last}",
+            )
