@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -71,7 +72,7 @@ def range_test(
     if torch.cuda.is_available():
         device_states = torch.cuda.get_rng_state_all()
     try:
-        for step, batch in zip(range(steps), batches, strict=False):
+        for step, batch in enumerate(itertools.islice(batches, steps)):
             rate = low * (high / low) ** (step / max(1, steps - 1))
             optim.set_learning_rate(optimizer, rate / base)
             result = train_step(trial, optimizer, batch, settings, step)
