@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+import vidi
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,3 +46,33 @@ def picture_folder(tmp_path: Path) -> MakeFolder:
         return root
 
     return make
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A small trained run and what was made of it; shared, so nothing may be changed in place."""
+
+    photos: Path
+    run: Path
+    onnx: Path
+
+    def files(self) -> list[Path]:
+        """Every photo, in order."""
+        return sorted(self.photos.rglob("*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    """Three colours of 20 px, learnt by a small network, and its ONNX bundle."""
+    root = tmp_path_factory.mktemp("shipped")
+    rng = np.random.default_rng(3)
+    for number, label in enumerate(("red", "green", "blue")):
+        (root / "photos" / label).mkdir(parents=True)
+        for index in range(30):
+            pixels = rng.integers(0, 200, (20, 20, 3), dtype=np.uint8)
+            pixels[:, :, number] += 25
+            path = root / "photos" / label / f"{index:03}.jpg"
+            Image.fromarray(pixels).save(path, quality=95)
+    settings = {"train.epochs": 10, "model.name": "small_resnet", "machine.threads": 1}
+    run = vidi.train(root / "photos", settings=settings, out=root / "run")
+    return Shipped(root / "photos", run.path, vidi.export(run).path)

@@ -24,13 +24,13 @@ SOURCE = ROOT / "src" / "vidi"
 ROWS = (
     ("errors",),
     ("config", "facts", "schedule", "image", "metrics", "space", "storage", "augment_settings"),
-    ("plan",),
-    ("run", "zoo", "batch", "finite", "energy"),
-    ("weights", "loss"),
+    ("plan", "label_errors"),
+    ("run", "zoo", "batch", "bundle", "finite", "energy"),
+    ("weights", "loss", "comparing"),
     ("data", "augment", "model", "optim", "step", "memory", "import_weights"),
-    ("probe", "restore"),
+    ("probe", "restore", "suspects"),
     ("evaluate", "predictor", "doctor"),
-    ("export", "report", "testing", "events"),
+    ("export", "report", "testing", "events", "predict"),
     ("train",),
     ("tune", "serve", "commands", "launch"),
     ("show",),
@@ -82,7 +82,7 @@ def test_imports_point_down(module: Path) -> None:
 
 
 # Taken by the functions of the same name: `from vidi import train` is the function.
-COMMANDS = {"train", "plan", "evaluate", "report"}
+COMMANDS = {"train", "plan", "evaluate", "report", "export", "serve", "suspects"}
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,10 @@ PUBLIC = {
     "audit": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, out: 'str | Path | None' = None, "
     "progress: 'Callable[[int, int], None] | None' = None) -> 'Audit'",
+    "compare": "(first: 'str | Path | Run', *others: 'str | Path | Run', "
+    "split: 'str | None' = None) -> 'tuple[Comparison, ...]'",
+    "suspects": "(*runs: 'str | Path | Run', data: 'str | Path | None' = None) "
+    "-> 'tuple[Doubt, ...]'",
     "doctor": "() -> 'Findings'",
     "evaluate": "(run: 'str | Path | Run', data: 'str | Path | None' = None, *, "
     "split: 'str | None' = None, model: 'Callable[..., nn.Module] | None' = None, "
@@ -115,13 +119,23 @@ PUBLIC = {
     "settings: 'Mapping[str, object] | None' = None, out: 'str | Path' = 'learning-rate.svg', "
     "show: 'Callable[[Any], None] | None' = None) -> 'RangeTest'",
     "tensorboard": "(run: 'str | Path | Run', out: 'str | Path') -> 'Path'",
+    "export": "(run: 'str | Path | Run', *, to: 'str' = 'onnx', "
+    "data: 'str | Path | None' = None, out: 'str | Path | None' = None, "
+    "model: 'Callable[..., nn.Module] | None' = None, "
+    "show: 'Callable[[Any], None] | None' = None) -> 'Bundle'",
     "load": "(path: 'str | Path', *, model: 'Callable[..., nn.Module] | None' = None, "
-    "tta: 'bool' = False) -> 'Predictor'",
+    "tta: 'bool' = False, calibrated: 'bool' = False, abstain_below: 'float' = 0.0, "
+    "trusted: 'bool' = False) "
+    "-> 'Predictor'",
     "models": "(filter: 'str' = '', *, timm: 'bool' = False) -> 'tuple[Listing, ...]'",
     "plan": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, "
     "show: 'Callable[[Any], None] | None' = None) -> 'Prepared'",
     "report": "(run: 'str | Path | Run') -> 'Path'",
+    "serve": "(model: 'str | Path | Predictor', place: 'Place | None' = None, "
+    "limits: 'Limits | None' = None, *, access_log: 'bool' = False, "
+    "say: 'Callable[[str], None] | None' = None, "
+    "on_ready: 'Callable[[App, str], None] | None' = None) -> 'None'",
     "train": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, out: 'str | Path | None' = None, "
     "model: 'Callable[..., nn.Module] | None' = None, transforms: 'Sequence[Transform]' = (), "
@@ -131,6 +145,7 @@ PUBLIC = {
 }
 CLASSES = {
     "Batch",
+    "Bundle",
     "Config",
     "Evaluation",
     "Prediction",
@@ -160,6 +175,8 @@ OPTIONS = {
     "augment": {"--out", "--images", "--columns", "--done", "--config", "--set"},
     "audit": {"--out", "--strict", "--config", "--set", "--json"},
     "cache": {"--prune", "--days", "--max-gb", "--json"},
+    "compare": {"--split", "--json"},
+    "suspects": {"--csv", "--data", "--json"},
     "doctor": {"--json"},
     "evaluate": {"--split", "--model", "--tta", "--json"},
     "models": {"--timm", "--json"},
@@ -173,7 +190,37 @@ OPTIONS = {
         "--picture",
         "--json",
     },
-    "predict": {"--model", "--top", "--tta", "--json"},
+    "export": {"--to", "--out", "--data", "--model", "--json"},
+    "predict": {
+        "--out",
+        "--format",
+        "--model",
+        "--top",
+        "--probabilities",
+        "--embeddings",
+        "--abstain-below",
+        "--precision",
+        "--tta",
+        "--calibrated",
+        "--resume",
+        "--threads",
+        "--trusted",
+        "--json",
+    },
+    "serve": {
+        "--host",
+        "--port",
+        "--unix",
+        "--allow-host",
+        "--token-file",
+        "--max-megabytes",
+        "--abstain-below",
+        "--precision",
+        "--calibrated",
+        "--trusted",
+        "--model",
+        "--access-log",
+    },
     "report": set(),
     "tensorboard": {"--out"},
     "train": {
@@ -222,6 +269,9 @@ def fresh(code: str) -> str:
         "from vidi.image import prepare",
         "from vidi import Config",
         "import vidi.report",
+        "import vidi.predict",
+        "import vidi.serve",
+        "from vidi import load, Bundle, Predictor",
     ],
 )
 def test_what_needs_no_torch_imports_none(statement: str) -> None:

@@ -856,15 +856,6 @@ def test_evaluations_and_the_report_are_replaced_whole(run: Run) -> None:
     assert run.evaluation_path("test") == run.path / "evaluation" / "test.json"
 
 
-def test_a_bundle_is_written_whole_and_replaced_whole(run: Run) -> None:
-    run.write_bundle({"model.onnx": b"1", "bundle.json": b"{}"})
-    assert run.write_bundle({"model.onnx": b"2", "bundle.json": b"{}"}) == run.path / "bundle"
-    storage.verify_folder(run.bundle_path)
-    assert (run.bundle_path / "model.onnx").read_bytes() == b"2"
-    with pytest.raises(UsageError, match="part of one"):
-        Run.open(run.bundle_path)
-
-
 def test_results_that_are_not_there_are_missed_by_name(run: Run) -> None:
     for read in (run.read_predictions, run.read_evaluation, run.read_pictures):
         with pytest.raises(UsageError, match="test") as raised:

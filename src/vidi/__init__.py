@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vidi.batch import Batch
+    from vidi.bundle import Bundle
     from vidi.commands import (
         audit,
         cache,
@@ -24,17 +25,22 @@ if TYPE_CHECKING:
         report,
         tensorboard,
     )
+    from vidi.comparing import compare
     from vidi.config import Config
     from vidi.errors import VidiError
+    from vidi.export import export
     from vidi.metrics import Evaluation, Predictions
     from vidi.predictor import Prediction, Predictor, load
     from vidi.run import Run
+    from vidi.serve import serve
+    from vidi.suspects import suspects
     from vidi.train import train
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
+    "Bundle",
     "Config",
     "Evaluation",
     "Prediction",
@@ -45,14 +51,18 @@ __all__ = [
     "__version__",
     "audit",
     "cache",
+    "compare",
     "contact_sheet",
     "doctor",
     "evaluate",
+    "export",
     "find_learning_rate",
     "load",
     "models",
     "plan",
     "report",
+    "serve",
+    "suspects",
     "tensorboard",
     "train",
 ]
@@ -60,6 +70,7 @@ __all__ = [
 # Public name -> the module that owns it.
 _OWNERS = {
     "Batch": "vidi.batch",
+    "Bundle": "vidi.bundle",
     "Config": "vidi.config",
     "Evaluation": "vidi.metrics",
     "Prediction": "vidi.predictor",
@@ -69,15 +80,19 @@ _OWNERS = {
     "VidiError": "vidi.errors",
     "audit": "vidi.commands",
     "cache": "vidi.commands",
+    "compare": "vidi.comparing",
     "contact_sheet": "vidi.commands",
     "doctor": "vidi.commands",
     "evaluate": "vidi.commands",
     "find_learning_rate": "vidi.commands",
+    "export": "vidi.export",
     "load": "vidi.predictor",
     "models": "vidi.commands",
     "plan": "vidi.commands",
     "report": "vidi.commands",
     "tensorboard": "vidi.commands",
+    "serve": "vidi.serve",
+    "suspects": "vidi.suspects",
     "train": "vidi.train",
 }
 

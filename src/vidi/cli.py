@@ -6,6 +6,7 @@ Torch is imported only by the commands that need it, so that `vidi --help` answe
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from vidi.config import Config
     from vidi.data import CachedStore
     from vidi.metrics import Evaluation
+    from vidi.predict import Row
+    from vidi.predictor import Predictor
 
 STARTED_AT = time.monotonic()
 
@@ -90,6 +93,33 @@ Tta = Annotated[
         help="Average over several views of each image: mirror images where training used them, "
         "corners where images are stored with a margin.",
     ),
+]
+AbstainBelow = Annotated[
+    float | None,
+    typer.Option(
+        "--abstain-below",
+        metavar="P",
+        help="Abstain where the probability is lower.",
+        show_default=False,
+    ),
+]
+Precision = Annotated[
+    float | None,
+    typer.Option(
+        "--precision",
+        metavar="P",
+        help="Abstain below the probability from which answers were right this often.",
+        show_default=False,
+    ),
+]
+Calibrated = Annotated[
+    bool,
+    typer.Option(
+        "--calibrated", help="Probabilities divided by the temperature found on validation images."
+    ),
+]
+Trusted = Annotated[
+    bool, typer.Option("--trusted", help="Load a file of torch.export, which can run code.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 RunDirectory = Annotated[
@@ -357,47 +387,287 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN RUN...", help="The first is what the others are held against."),
+    ],
+    split: Annotated[
+        str | None, typer.Option("--split", help="test or validation.  [default: test]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether one run is better than another, or that these images cannot tell.
+
+    Image by image, by the exact McNemar test; with the number of images that it would take.
+    """
+    from vidi import compare as compare_runs
+
+    found = compare_runs(*runs, split=split)
+    if as_json:
+        pairs = zip(runs[1:], found, strict=True)
+        _print_json(
+            [
+                {"a": str(runs[0]), "b": str(run), "sentence": each.sentence}
+                | each.model_dump(mode="json")
+                for run, each in pairs
+            ]
+        )
+        return
+    for run, each in zip(runs[1:], found, strict=True):
+        typer.echo(f"{_printable(str(run))} against {_printable(str(runs[0]))}: {each.sentence}")
+
+
+@app.command()
+def suspects(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Runs on the same images, of one or more splits."),
+    ],
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="Write a table to correct.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DATA", help="Where the data are now.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List held-out images whose label is doubtful, the most doubtful first."""
+    from vidi import storage
+    from vidi import suspects as find_suspects
+    from vidi.suspects import csv_of
+
+    found = find_suspects(*runs, data=data)
+    if csv is not None:
+        table = csv_of(found, csv.parent)
+        storage.write_file(csv, table.encode("utf-8", "surrogateescape"))
+    if as_json:
+        _print_json([dataclasses.asdict(each) for each in found])
+        return
+    for each in found if csv is None else found[:0]:
+        typer.echo(
+            f"{_printable(each.file)}: {_printable(each.label)} "
+            f"{each.probability_of_label:.1%}, rather {_printable(each.suggested)} "
+            f"{each.probability_of_suggested:.1%}"
+        )
+    if csv is not None:
+        typer.echo(f"{len(found):,} doubtful labels: {csv}")
+
+
+@app.command()
 def predict(
     model: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A directory that `vidi train` wrote.")
+        Path,
+        typer.Argument(
+            metavar="BUNDLE_OR_RUN",
+            help="What `vidi export` or `vidi train` wrote.",
+            show_default=False,
+        ),
     ],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")
+        list[str],
+        typer.Argument(
+            metavar="PATHS...",
+            help="Image files, folders of them, globs; - reads names from standard input.",
+            show_default=False,
+        ),
     ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="A .csv, .jsonl or .parquet file.", show_default=False
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", metavar="NAME", help="csv, jsonl or parquet.", show_default=False),
+    ] = None,
     own_model: OwnModel = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many classes to print.")] = 1,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many classes of each image.")] = 1,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Of all classes.")] = False,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="What the last layer sees, as numbers.")
+    ] = False,
+    abstain_below: AbstainBelow = None,
+    precision: Precision = None,
     tta: Tta = False,
+    calibrated: Calibrated = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --out after what is there.")
+    ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", min=1, help="That decode.  [default: one a core]", show_default=False
+        ),
+    ] = None,
+    trusted: Trusted = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
-    """Say what is on images: one line for each file."""
-    from vidi import load
-    from vidi.predictor import image_files
+    """Say what is on images: one row for each file, in order.
 
-    predictor = load(model, model=_own(own_model), tta=tta)
-    failed = 0
-    for path in image_files(images):
-        try:
-            prediction = predictor(path.read_bytes())
-        except (VidiError, OSError) as error:
-            failed += 1
-            if as_json:
-                _print_json({"file": str(path), "error": _first_line(error)}, indent=None)
-            else:
-                typer.echo(f"{_printable(str(path))}: {_first_line(error)}", err=True)
-            continue
-        if as_json:
-            ranked = [
-                {"label": label, "probability": share} for label, share in prediction.top[:top]
-            ]
-            _print_json({"file": str(path), "top": ranked}, indent=None)
-        else:
-            ranked_text = "  ".join(
-                f"{_printable(label)} {share:.1%}" for label, share in prediction.top[:top]
+    A file that cannot be read has a row that says why, and the exit code is then 3.
+    """
+    from vidi.predict import Counts, columns_of, format_of, rows_of, write_rows
+    from vidi.predictor import load
+
+    predictor = load(model, model=_own(own_model), calibrated=calibrated, trusted=trusted, tta=tta)
+    predictor = _abstaining(predictor, abstain_below, precision)
+    for note in predictor.notes:
+        typer.echo(f"note: {note}", err=True)
+    columns = columns_of(
+        predictor.classes,
+        top=top,
+        probabilities=probabilities,
+        num_features=predictor.num_features if embeddings else 0,
+    )
+    listed = _listed() if "-" in images else ()
+    named = [path for path in images if path != "-"]
+    if out is None and form is None and not as_json and not (probabilities or embeddings):
+        counts = Counts()
+        for row in rows_of(predictor, named, columns, counts, listed=listed, threads=threads):
+            _print_row(row)
+    else:
+        written = format_of(out, "jsonl" if as_json and form is None and out is None else form)
+        with _predicting(named if not listed else None) as show:
+            counts = write_rows(
+                predictor,
+                named,
+                out if out is not None else sys.stdout,
+                written,
+                columns,
+                listed=listed,
+                resume=resume,
+                threads=threads,
+                show=show,
             )
-            typer.echo(f"{_printable(str(path))}: {ranked_text}")
-    if failed:
-        typer.echo(f"{failed} files could not be predicted", err=True)
+    if counts.bad:
+        typer.echo(f"{counts.bad:,} files could not be predicted", err=True)
         raise typer.Exit(3)
+
+
+@app.command()
+def export(
+    run: RunDirectory,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="TARGET", help="onnx, torch (torch.export), or onnx-int8 (8 bits)."
+        ),
+    ] = "onnx",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where the bundle goes.  [default: inside the run]",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="DATA", help="Where the run's data are now.", show_default=False
+        ),
+    ] = None,
+    model: OwnModel = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a bundle that needs no training code, and prove that it says the same.
+
+    Validation files go from their bytes to a label through training's code and through the
+    bundle. Outside the tolerance nothing is written, and the file is named.
+    """
+    from vidi import export as make_bundle
+    from vidi.show import display
+
+    with display(quiet=as_json) as show:
+        bundle = make_bundle(run, to=to, out=out, data=data, model=_own(model), show=show)
+    about = bundle.about
+    if as_json:
+        _print_json({"bundle": str(bundle.path)} | about.model_dump(mode="json"))
+        return
+    parity = about.parity
+    typer.echo(
+        f"{parity.n:,} {parity.split} files from bytes to label: {parity.label_agreement:.1%} the "
+        f"same label, probabilities within {parity.largest_difference:.1g}, accuracy "
+        f"{parity.accuracy_trained:.2%} trained and {parity.accuracy_bundle:.2%} shipped"
+    )
+    typer.echo(f"bundle:  {bundle.path}  ({sum(f.num_bytes for f in about.files) / 1e6:.1f} MB)")
+    typer.echo(f"predict: vidi predict {bundle.path} IMAGES...")
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUNDLE", help="What `vidi export` wrote; a run too.", show_default=False
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Off loopback only with a token.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="0 finds a free one.")
+    ] = 8000,
+    unix: Annotated[
+        Path | None,
+        typer.Option(
+            "--unix", metavar="PATH", help="A socket instead of a port.", show_default=False
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-host",
+            metavar="NAME",
+            help="Another name it may be called by; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            help="Who asks must know what is in it; or in the variable VIDI_TOKEN.",
+            show_default=False,
+        ),
+    ] = None,
+    max_megabytes: Annotated[
+        int, typer.Option("--max-megabytes", min=1, max=500, help="Of one image file.")
+    ] = 32,
+    abstain_below: AbstainBelow = None,
+    precision: Precision = None,
+    calibrated: Calibrated = False,
+    trusted: Trusted = False,
+    own_model: OwnModel = None,
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="One line a request on standard error.")
+    ] = False,
+) -> None:
+    """Answer over HTTP, with a page to drop images on; closed to other machines and sites."""
+    from vidi.predictor import load
+    from vidi.serve import Limits, Place
+    from vidi.serve import serve as answer
+
+    predictor = load(model, model=_own(own_model), calibrated=calibrated, trusted=trusted)
+    answer(
+        _abstaining(predictor, abstain_below, precision),
+        Place(
+            host=host,
+            port=port,
+            unix=unix,
+            allowed_hosts=tuple(allow_host or ()),
+            token_file=token_file,
+        ),
+        Limits(body_bytes=max_megabytes << 20),
+        access_log=access_log,
+        say=lambda line: typer.echo(line, err=True),
+    )
 
 
 @app.command()
@@ -592,6 +862,45 @@ def _print_evaluation(evaluation: Evaluation, how: str = "") -> None:
     if evaluation.n_evaluated != evaluation.n_expected:
         missing = evaluation.n_expected - evaluation.n_evaluated
         typer.echo(f"{missing:,} images of that split could not be read and are not counted")
+
+
+def _abstaining(
+    predictor: Predictor, abstain_below: float | None, precision: float | None
+) -> Predictor:
+    from vidi.errors import UsageError
+
+    if precision is not None and abstain_below is not None:
+        raise UsageError("--precision finds the threshold that --abstain-below would set")
+    if precision is not None:
+        abstain_below = predictor.threshold_for(precision)
+    if abstain_below is None:
+        return predictor
+    return predictor.configured(
+        calibrated=predictor.calibrated,
+        tta=predictor.views != "plain",
+        abstain_below=abstain_below,
+    )
+
+
+def _listed() -> Iterator[str]:
+    """The lines of standard input; names are bytes to the system, and stay what they are."""
+    for line in sys.stdin.buffer:
+        yield os.fsdecode(line)
+
+
+def _predicting(paths: list[str] | None) -> contextlib.AbstractContextManager[Any]:
+    from vidi.show import predicting
+
+    return predicting(paths)
+
+
+def _print_row(row: Row) -> None:
+    if row.reason:
+        typer.echo(f"{_printable(row.file)}: {row.reason}: {_printable(row.message)}", err=True)
+        return
+    ranked = "  ".join(f"{_printable(label)} {share:.1%}" for label, share in row.top)
+    unsure = "  (abstains)" if row.abstained else ""
+    typer.echo(f"{_printable(row.file)}: {ranked}{unsure}")
 
 
 def _print_json(value: Any, *, indent: int | None = 2) -> None:

@@ -35,7 +35,7 @@ from vidi.image import encode_png
 from vidi.metrics import Evaluation
 from vidi.model import Listing, list_models
 from vidi.plan import Plan
-from vidi.predictor import view_kind
+from vidi.predictor.trained import view_kind
 from vidi.probe import RangeTest, machine, picture, range_test
 from vidi.report import PICTURE_PX, audit_pictures, render_audit, write
 from vidi.restore import build_model, load_best

@@ -459,14 +459,9 @@ class Run:
         """A trace of a few steps, which Perfetto opens."""
         return self.path / "profile.json.gz"
 
-    @property
-    def bundle_path(self) -> Path:
-        return self.path / "bundle"
-
-    def write_bundle(self, files: Mapping[str, Buffer]) -> Path:
-        """All files of a bundle at once, with a manifest. Raises StorageError."""
-        storage.write_folder(self.bundle_path, files, disk=self._disk)
-        return self.bundle_path
+    def bundle_path(self, target: str = "onnx") -> Path:
+        """Where a bundle of this run is put when nobody says where."""
+        return self.path / ("bundle" if target == "onnx" else f"bundle-{_checked_split(target)}")
 
     # Inside
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,12 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from vidi import schedule
+from vidi.errors import VidiError
+from vidi.predict.inputs import find
 from vidi.storage import shown
 
 if TYPE_CHECKING:
     from vidi.data import Audit, CachedStore
     from vidi.model import Listing
     from vidi.plan import Plan
+    from vidi.predict import Counts
     from vidi.train import Prepared
     from vidi.train import Progress as Moment
 
@@ -46,6 +50,49 @@ def display(*, quiet: bool = False) -> Iterator[Show]:
             bar.close()
     else:
         yield _Plain().show
+
+
+@contextlib.contextmanager
+def predicting(paths: Sequence[str] | None) -> Iterator[Callable[[Counts], None]]:
+    """A function to tell counts of files to. How many there are is counted on the side.
+
+    paths: what was named; None: nobody knows how many there will be.
+    """
+    total: list[int] = []
+
+    def count() -> None:
+        with contextlib.suppress(VidiError, OSError):
+            total.append(sum(1 for _ in find(paths or ())))
+
+    if paths is not None:
+        threading.Thread(target=count, daemon=True).start()
+    moving = sys.stderr.isatty()
+    started_at = said_at = time.monotonic()
+
+    def show(counts: Counts) -> None:
+        nonlocal said_at
+        now = time.monotonic()
+        if now - said_at < (REDRAW_EVERY_S if moving else PLAIN_EVERY_S):
+            return
+        said_at = now
+        line = _counted(counts, total[0] if total else None, now - started_at)
+        sys.stderr.write(f"\r\x1b[K{line}" if moving else line + "\n")
+        sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        if moving:
+            sys.stderr.write("\r\x1b[K")
+
+
+def _counted(counts: Counts, total: int | None, elapsed_s: float) -> str:
+    rate = counts.done / elapsed_s
+    line = f"{counts.done:,} images  {rate:,.0f} images/s"
+    if total is not None and rate:
+        left = max(0, total - counts.done - counts.skipped)
+        line += f"  {duration(left / rate)} left"
+    return line + (f"  {counts.bad:,} could not be read" if counts.bad else "")
 
 
 class _Bar:

@@ -13,7 +13,7 @@ pad as TensorFlow does, which its pretrained weights need.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -61,10 +61,7 @@ class SamePadConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, O, ceil(H / stride), ceil(W / stride))."""
-        totals = [
-            max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-            for size, kernel, stride in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
-        ]
+        totals = self.totals(x.shape[2:])
         if not torch.is_grad_enabled() and all(total % 2 == 1 for total in totals):
             # One more row and column of zeros above and left of the kernel make the padding even,
             # so that the convolution does it: half the time of a padded copy of the maps (96
@@ -77,6 +74,13 @@ class SamePadConv2d(nn.Conv2d):
         return F.conv2d(
             F.pad(x, sides), self.weight, self.bias, self.stride, 0, self.dilation, self.groups
         )
+
+    def totals(self, sizes: Sequence[int]) -> list[int]:
+        """Rows and columns of padding for maps of these sizes."""
+        return [
+            max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+            for size, kernel, stride in zip(sizes, self.kernel_size, self.stride, strict=True)
+        ]
 
 
 class _Style(NamedTuple):

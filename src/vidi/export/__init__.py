@@ -1,0 +1,171 @@
+"""A run -> a bundle that provably says what was trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import vidi
+from vidi.augment import best_kind
+from vidi.bundle import FORMAT, TARGETS, Bundle, BundleFile, Description, Target
+from vidi.config import parse
+from vidi.data import Dataset, PixelStore, open_dataset, open_store
+from vidi.errors import DataError, MismatchError, UsageError, nearest
+from vidi.export.graph import plain_convolutions, to_onnx, to_torch
+from vidi.export.parity import compare, sampled
+from vidi.export.quantise import CALIBRATION_IMAGES, quantised
+from vidi.export.versions import require, versions
+from vidi.facts import Split
+from vidi.image import DECODER_VERSION
+from vidi.model import Classifier, fused
+from vidi.plan import Plan
+from vidi.predictor import Network, Predictor
+from vidi.predictor.trained import Answering, ExportedNetwork, calibration, restored
+from vidi.run import Run
+from vidi.storage import sha256, shown
+
+__all__ = ["export"]
+
+_MODEL_FILE = {"onnx": "model.onnx", "torch": "model.pt2", "onnx-int8": "model.onnx"}
+
+
+def export(
+    run: str | Path | Run,
+    *,
+    to: str = "onnx",
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    model: Callable[..., nn.Module] | None = None,
+    show: Callable[[Any], None] | None = None,
+) -> Bundle:
+    """Write a bundle of a run's best weights, and prove on real files that it says the same.
+
+    Files of the validation split go from their bytes to a label, once through the code that
+    trained and once through the bundle as it lies on disk.
+
+    Args:
+        to: "onnx" for any machine without torch; "torch" for torch.export; "onnx-int8" with
+            weights and activations of 8 bits, calibrated on training images.
+        data: where the data of the run are now; where they were when it was trained if left out.
+        out: the folder of the bundle; inside the run if left out.
+        model: your own network, if the run trained one.
+
+    Raises:
+        UsageError: no such target, not a run, nothing trained yet.
+        MissingExtra: onnx and its friends are not installed.
+        MismatchError: the data are not those of the run, or the bundle says something else than
+            was trained; the file is named, and nothing is written.
+        StorageError: the disk gave up; an earlier bundle there is as it was.
+    """
+    target = _target(to)
+    if target != "torch":
+        require("onnx", "onnxruntime", "onnxscript")
+    tell = show or (lambda _: None)
+    opened = run if isinstance(run, Run) else Run.open(Path(run))
+    plan, facts, classifier, step = restored(opened, model)
+    dataset, store = _data(opened, plan, data, facts.dataset.fingerprint)
+    sample = sampled(dataset, store, classifier, plan, _held_out(dataset))
+    tell(f"exporting {plan.model.name}, step {step}, to {target}")
+    answering = Answering(_folded(classifier))
+    packed, network = _packed(target, answering, dataset, store, plan)
+    temperature, thresholds = calibration(opened)
+    predictor = Predictor(network, plan.pixels, facts.dataset.classes)
+    parity, quality = compare(sample, predictor, exact=target != "onnx-int8")
+    name = _MODEL_FILE[target]
+    about = Description(
+        format=FORMAT,
+        target=target,
+        files=(BundleFile(name=name, num_bytes=len(packed), sha256=sha256(packed)),),
+        classes=facts.dataset.classes,
+        pixels=plan.pixels,
+        decoder=DECODER_VERSION,
+        temperature=temperature,
+        thresholds=thresholds,
+        outputs=network.outputs,
+        num_features=classifier.num_features if "features" in network.outputs else 0,
+        views=best_kind(plan.augment, plan.pixels.store_px) or "plain",
+        data_fingerprint=facts.dataset.fingerprint,
+        dataset=facts.dataset.name,
+        model=plan.model.name,
+        run=opened.path.absolute().name,
+        step=step,
+        versions={"vidi": vidi.__version__, "python": platform.python_version()} | versions(target),
+        parity=parity,
+        quantised=quality,
+    )
+    return Bundle.write(Path(out) if out else opened.bundle_path(target), about, packed)
+
+
+def _target(to: str) -> Target:
+    for target in TARGETS:
+        if target == to:
+            return target
+    raise UsageError(f"nothing is exported to '{to}'", fix=nearest(to, TARGETS))
+
+
+def _data(
+    run: Run, plan: Plan, data: str | Path | None, fingerprint: str
+) -> tuple[Dataset, PixelStore]:
+    """The run's own data, decoded as for training."""
+    config = parse(run.text("config"), origin=str(run.config_path))
+    source = data if data is not None else json.loads(run.text("environment"))["data"]
+    if data is None and isinstance(source, str) and os.sep in source and not Path(source).exists():
+        raise DataError(
+            f"the data of this run are no longer at {shown(source)}, and the proof needs them",
+            fix="say where they are: --data FOLDER",
+        )
+    dataset = open_dataset(source, config.data)
+    cache_dir = Path(config.data.cache_dir) if config.data.cache_dir else None
+    store = open_store(
+        dataset, plan.pixels, cache_dir=cache_dir, threads=plan.execution.threads, progress=None
+    )
+    for reason in sorted({row.reason for row in store.unreadable}):
+        rows = [row for row in store.unreadable if row.reason == reason]
+        dataset = dataset.without([row.id for row in rows], reason, [row.message for row in rows])
+    if dataset.fingerprint != fingerprint:
+        raise MismatchError(
+            f"{dataset.name} is not what {shown(run.path)} was trained on: files, labels or splits "
+            "differ",
+            fix="export with the data as they were: --data FOLDER",
+        )
+    return dataset, store
+
+
+def _held_out(dataset: Dataset) -> Split:
+    for split in ("validation", "test"):
+        if len(dataset.indices(split)):
+            return split
+    return "train"
+
+
+def _folded(classifier: Classifier) -> Classifier:
+    """With paddings that every runtime has, and batch norms inside the convolutions."""
+    plain = plain_convolutions(classifier)
+    try:
+        return fused(plain)
+    except UsageError:
+        return plain
+
+
+def _packed(
+    target: Target, answering: Answering, dataset: Dataset, store: PixelStore, plan: Plan
+) -> tuple[bytes, Network]:
+    """The model file, and what computes with those very bytes."""
+    torch.set_num_threads(plan.execution.threads)
+    if target == "torch":
+        packed = to_torch(answering)
+        return packed, ExportedNetwork(packed, answering.outputs)
+    packed = to_onnx(answering)
+    if target == "onnx-int8":
+        train = dataset.indices("train")
+        packed = quantised(packed, store, train[:: max(1, len(train) // CALIBRATION_IMAGES)], plan)
+    from vidi.predictor.onnx import OnnxNetwork  # onnxruntime
+
+    return packed, OnnxNetwork(packed, where=_MODEL_FILE[target])
