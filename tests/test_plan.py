@@ -319,7 +319,6 @@ CONTRADICTIONS: dict[str, tuple[dict[str, object], str]] = {
     "a head on nothing": ({"train__head": "first"}, "not pretrained"),
     "L-BFGS in steps": ({"train__optimizer": "lbfgs"}, "fits heads"),
     "compiling without a compiler": ({"machine__compile": True}, "compiler"),
-    "fsdp alone": ({"machine__strategy": "fsdp"}, "over processes"),
     "tf32 on a processor": ({"machine__precision": "tf32"}, "NVIDIA"),
 }
 

@@ -184,9 +184,6 @@ class MachineConfig(Frozen):
     deterministic: bool | None = Field(
         None, description="only operations whose result is always the same, also on GPUs"
     )
-    strategy: Literal["ddp", "fsdp"] | None = Field(
-        None, description="several processes: a copy of the model each, or a share of one"
-    )
     timeout_s: Annotated[float, Field(gt=0.0)] | None = Field(
         None, description="how long processes wait for each other before they give up"
     )

@@ -78,9 +78,6 @@ def decide_execution(
             None,
             (world, "this process alone" if world == 1 else "as started; --nproc or torchrun"),
         ),
-        strategy=decided.take(
-            "execution.strategy", asked.strategy, ("ddp", "a copy of the model fits each process")
-        ),
         sync_batch_norm=decided.take(
             "execution.sync_batch_norm",
             None,
@@ -129,16 +126,6 @@ def _check(config: Config, machine: Machine, device: str) -> None:
         raise ConfigError(
             "machine.compile = true needs a C++ compiler on a processor, and there is none",
             fix="install g++ or clang++, or leave it out",
-        )
-    if asked.strategy == "fsdp" and machine.processes == 1:
-        raise ConfigError(
-            "machine.strategy = 'fsdp' spreads a model over processes, and there is one",
-            fix="start several: vidi train --nproc 2, or torchrun",
-        )
-    if asked.strategy == "fsdp" and asked.compile:
-        raise ConfigError(
-            "machine.strategy = 'fsdp' and machine.compile = true are not done together here",
-            fix="leave one of them out",
         )
 
 

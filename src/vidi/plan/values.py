@@ -90,9 +90,8 @@ class ExecutionPlan(Frozen):
     # Where decoded pixels wait, and whether all are decoded before the first step.
     store: Place = "disk"
     build: Build = "before"
-    # Processes that share each batch, and how they share the model.
+    # Processes that share each batch; each has a copy of the model.
     world_size: int
-    strategy: Literal["ddp", "fsdp"]
     sync_batch_norm: bool
     timeout_s: float
 
@@ -212,5 +211,11 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, tuple):
-        return ", ".join(shown(part) for part in value)
+        parts = [shown(part) for part in value]
+        return ", ".join(parts if len(parts) <= 4 else [*parts[:3], "..."])
+    if isinstance(value, Stage):
+        frozen = f", {value.frozen_stages} stages frozen" if value.frozen_stages else ""
+        return f"to {value.until:.0%} at {value.image_px} px{frozen}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} = {shown(part)}" for name, part in value.items()) or "its own"
     return str(value)

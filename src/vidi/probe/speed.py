@@ -145,7 +145,7 @@ def measure(
     """
     started_at = time.perf_counter()
     threads = torch.get_num_threads()
-    trial = _Trial(model, make_optimizer, batches, settings, started_at + 0.85 * limit_s)
+    trial = _Trial(model, make_optimizer, batches, settings, started_at, limit_s)
     try:
         best = options.first
         trial.time(best, best_s=float("inf"))
@@ -179,13 +179,17 @@ class _Trial:
         make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         batches: Sequence[Batch],
         settings: StepSettings,
-        ends_at: float,
+        started_at: float,
+        limit_s: float,
     ) -> None:
         self._model = model
         self._make_optimizer = make_optimizer
         self._batches = batches
         self._settings = settings
-        self.ends_at = ends_at
+        # The rest is for the forward pass.
+        self.ends_at = started_at + 0.85 * limit_s
+        # Where steps are slow, the first candidate must leave time for others.
+        self._share_s = limit_s / 5
         self._reference_loss: float | None = None
         self.timings: list[StepTiming] = []
         # Of one step; infinite for what was rejected.
@@ -240,7 +244,8 @@ class _Trial:
         )
         times: list[float] = []
         loss, first_s, step = float("nan"), 0.0, 0
-        while not self._is_enough(times, step, best_s):
+        began_at = time.perf_counter()
+        while not self._is_enough(times, step, best_s, began_at):
             step_at = time.perf_counter()
             batch = self._batches[step % len(self._batches)]
             result = train_step(called, optimizer, batch, settings, step)
@@ -259,10 +264,11 @@ class _Trial:
         step_s = statistics.median(timed)
         return loss, step_s, max(0.0, first_s - step_s) if candidate.compile else 0.0
 
-    def _is_enough(self, times: Sequence[float], step: int, best_s: float) -> bool:
+    def _is_enough(self, times: Sequence[float], step: int, best_s: float, began_at: float) -> bool:
         if step == 0:
             return False
-        if time.perf_counter() > self.ends_at:
+        now = time.perf_counter()
+        if now > self.ends_at or (times and now - began_at > self._share_s):
             return True
         if len(times) >= 2 and min(times) > HOPELESS * best_s:
             return True
