@@ -1,6 +1,7 @@
 """The input side against the bare decoder and against torchvision, on the same files.
 
-    python benchmarks/data.py PHOTOS CIFAR [--repeats N] [--store-px N]
+    python benchmarks/data.py speed PHOTOS CIFAR [--repeats N] [--store-px N]
+    python benchmarks/data.py waits DATA [DATA ...] [--steps N]
 
 PHOTOS and CIFAR are image folders with a `train` folder (clothing-dataset-small and CIFAR-10 as
 JPEG files in docs/measurements.md). All contenders take turns in one process, use two threads or
@@ -9,11 +10,16 @@ two worker processes, and read from a warm file cache; medians of the ratios. Th
     first pass       0.6 of two threads of bare JPEG decoding in memory, 1.6 times ImageFolder
     later epochs     5 times ImageFolder with a random resized crop to 224 px and a flip
     CIFAR-10         20 times ImageFolder with pad, crop and flip
+
+`waits` trains on each of DATA as `vidi train` would, with an empty cache and so with the pixels
+decoded alongside, and says which share of the time the step waited for a batch. The bar: 2 %.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -27,9 +33,12 @@ import torch
 
 from vidi import augment, model, probe
 from vidi.augment import ImageRandom, Transform
-from vidi.config import DataConfig
+from vidi.config import Config, DataConfig
 from vidi.data import Dataset, Loader, PixelStore, open_dataset, open_store
 from vidi.image import PixelContract
+from vidi.run import Run
+from vidi.train.loop import loop
+from vidi.train.prepare import Extensions, build_job, build_state, prepare
 
 THREADS = 2
 
@@ -133,11 +142,57 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("cifar", type=Path)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--store-px", type=int, nargs="+", default=[160, 256])
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("speed")
+    one.add_argument("photos", type=Path)
+    one.add_argument("cifar", type=Path)
+    one.add_argument("--repeats", type=int, default=3)
+    one.add_argument("--store-px", type=int, nargs="+", default=[160, 256])
+    one.set_defaults(measure=speed)
+    one = commands.add_parser("waits")
+    one.add_argument("data", type=Path, nargs="+")
+    one.add_argument("--steps", type=int, default=60)
+    one.set_defaults(measure=waits)
     asked = parser.parse_args()
+    asked.measure(asked)
+
+
+def waits(asked: argparse.Namespace) -> None:
+    """The share of a training that is spent waiting for batches, decoding alongside and after."""
+    for data in asked.data:
+        with tempfile.TemporaryDirectory() as folder:
+            config = Config().with_settings(
+                {
+                    "data.cache_dir": f"{folder}/cache",
+                    "data.build": "alongside",
+                    "train.epochs": 1.0,
+                    "checkpoint.every_s": 1e6,
+                }
+            )
+            prepared = prepare(data, config, Extensions(), say=print, started_at=time.monotonic())
+            plan = prepared.plan
+            state = build_state(plan, prepared.model)
+            job = build_job(plan, config, prepared.dataset, prepared.store, Extensions())
+            for what in ("decoding alongside", "all decoded"):
+                last = min(state.step + asked.steps, plan.steps_per_epoch - 1)
+                part = plan.model_copy(update={"last_step": last, "evaluate_every_steps": 10**9})
+                job = dataclasses.replace(job, validation=None)
+                texts = {"config": config.to_toml(), "plan": part.model_dump_json()}
+                run = Run.create(Path(folder) / what.replace(" ", "-"), texts=texts)
+                with run.lock(), contextlib.closing(loop(part, job, state, run)) as steps:
+                    rates = [(one.images_per_second, one.wait_fraction) for one in steps]
+                rate, waited = rates[-1]
+                print(
+                    f"{data.name}: {plan.model.name}, batch {plan.batch_size}, {what}: "
+                    f"{rate:,.0f} images/s, waits {waited:.2%}",
+                    flush=True,
+                )
+                prepared.store.finish()
+            prepared.store.close()
+
+
+def speed(asked: argparse.Namespace) -> None:
+    """First pass and later epochs beside torchvision."""
     probe.keep_memory()
     torch.set_num_threads(THREADS)
     model.declare_missing_operators()

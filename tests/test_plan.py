@@ -215,13 +215,79 @@ def test_images_are_mirrored_where_that_keeps_their_meaning(
 
 
 @pytest.mark.parametrize(
-    ("width", "resize"), [(400, "squash"), (600, "crop"), (1_200, "pad")], ids=str
+    ("height", "width", "aspect", "resize", "store_px"),
+    [
+        # Exactly what the model sees: nothing to do.
+        ((224, 224, 224), (224, 224, 224), (1.0, 1.0, 1.0), "squash", 224),
+        # Photos: little is cut off, and there is room around a random crop.
+        ((400, 400, 533), (400, 533, 533), (1.33, 1.33, 1.33), "crop", 256),
+        ((400, 600, 900), (400, 600, 900), (1.0, 1.2, 1.4), "crop", 256),
+        # A camera that makes one long shape: distorted alike, a crop would lose two fifths.
+        ((450, 450, 450), (800, 800, 800), (1.78, 1.78, 1.78), "squash", 256),
+        # Long ones, some upright, some across, so that the typical sides say nothing.
+        ((300, 600, 900), (300, 600, 900), (2.5, 3.0, 3.5), "pad", 224),
+        ((400, 400, 400), (1200, 1200, 1200), None, "pad", 224),
+    ],
 )
-def test_the_shape_of_the_images_decides_how_they_become_square(width: int, resize: str) -> None:
-    px = 224 if resize == "squash" else 400
-    width = 224 if resize == "squash" else width
-    facts = dataset(px=px, width_px=(width, width, width))
-    assert plan_for(dataset=facts, weights=LITE0).pixels.resize == resize
+def test_the_shape_of_the_images_decides_how_they_become_square(
+    height: tuple[int, int, int],
+    width: tuple[int, int, int],
+    aspect: tuple[float, float, float] | None,
+    resize: str,
+    store_px: int,
+) -> None:
+    facts = dataset(height_px=height, width_px=width, aspect=aspect)
+    plan = plan_for(dataset=facts, weights=LITE0)
+    assert (plan.pixels.resize, plan.pixels.store_px) == (resize, store_px)
+    assert plan.reasons["pixels.resize"]
+    if resize == "pad":
+        assert plan.augment.crop == "resized"
+
+
+def test_classes_are_drawn_as_asked_and_imbalance_is_said() -> None:
+    rare = dataset(counts={"train": (900, 9), "validation": (9, 9)}, num_classes=2)
+    plan = plan_for(dataset=rare)
+    assert plan.sampling == "each"
+    assert "100 times as many" in plan.reasons["sampling"]
+    assert plan_for(asked(train__sampling="balanced"), dataset=rare).sampling == "balanced"
+    assert plan_for(dataset=dataset(weighted=True)).sampling == "weighted"
+
+
+CARD = Accelerator(kind="cuda", name="a card", memory_bytes=16 << 30, bfloat16=True)
+
+
+@pytest.mark.parametrize(
+    ("facts", "store"),
+    [
+        ({"cache_free_bytes": 100 << 30}, "disk"),
+        # 3.9 GB of pixels.
+        ({"cache_free_bytes": 1 << 30, "machine": machine(memory_bytes=64 << 30)}, "memory"),
+        ({"cache_free_bytes": 1 << 30, "machine": machine(memory_bytes=2 << 30)}, "stream"),
+        ({"machine": machine(accelerators=(CARD,))}, "device"),
+        ({"machine": machine(accelerators=(CARD.model_copy(update={"memory_bytes": 1 << 30}),))},
+         "disk"),
+    ],
+)  # fmt: skip
+def test_pixels_wait_where_they_fit(facts: dict[str, Any], store: str) -> None:
+    photos = dataset(px=400, num_train=15_000)
+    plan = plan_for(dataset=photos, weights=LITE0, **facts)
+    assert plan.execution.store == store
+    assert "GB decoded" in plan.reasons["execution.store"]
+
+
+def test_data_that_are_pixels_already_stay_in_memory() -> None:
+    assert plan_for(dataset=dataset(decoded=True)).execution.store == "memory"
+
+
+def test_what_takes_long_to_decode_is_decoded_while_training() -> None:
+    few, many = dataset(px=400, num_train=3_000), dataset(px=400, num_train=300_000)
+    assert plan_for(dataset=few, weights=LITE0).execution.build == "before"
+    plan = plan_for(dataset=many, weights=LITE0)
+    assert plan.execution.build == "alongside"
+    assert "training starts now" in plan.reasons["execution.build"]
+    # One file that cannot be read is to stop the run: so all of them are read first.
+    careful = plan_for(asked(data__unreadable="stop"), dataset=many, weights=LITE0)
+    assert careful.execution.build == "before"
 
 
 def test_grey_images_from_scratch_have_one_channel() -> None:

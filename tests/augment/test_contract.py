@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -214,3 +217,12 @@ def test_how_images_lie_in_memory_changes_nothing(
         allowed = 1 if name.startswith("random_resized_crop") else 0
         assert (out.images.int() - usual.images.int()).abs().max() <= allowed
         assert torch.equal(out.targets, usual.targets)
+
+
+def test_the_function_in_the_documentation_keeps_the_contract() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "augment.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    module = ModuleType("mine")
+    # The page is ours.
+    exec(compile(code, "mine.py", "exec"), module.__dict__)
+    check_transform(module.dim)
