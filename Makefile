@@ -14,7 +14,7 @@ demo: $(VENV)/core
 
 ## test: the default tests, under ten minutes on two cores
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 ## test-slow: kills at random moments, and the report in a real browser
 test-slow: $(VENV)/dev
