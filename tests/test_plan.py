@@ -77,6 +77,25 @@ def test_small_images_are_trained_from_scratch_at_their_own_size() -> None:
     assert plan.augment.crop == "pad"
 
 
+def test_tiny_images_are_shown_larger() -> None:
+    plan = plan_for(dataset=dataset(px=8))
+    assert (plan.pixels.image_px, plan.pixels.store_px) == (16, 16)
+    assert plan.augment.crop_padding_px == 1
+    assert plan_for(asked(data__image_px=8), dataset=dataset(px=8)).pixels.image_px == 8
+
+
+@pytest.mark.parametrize(
+    ("num_train", "policy", "erased"), [(1_258, "light", 0.25), (54_000, "none", 0.0)]
+)
+def test_few_images_are_varied_more_when_a_network_starts_from_scratch(
+    num_train: int, policy: str, erased: float
+) -> None:
+    augment = plan_for(dataset=dataset(num_train=num_train)).augment
+    assert (augment.policy, augment.erase_probability) == (policy, erased)
+    photos = plan_for(**PHOTOS).augment
+    assert (photos.policy, photos.erase_probability) == ("none", 0.0)
+
+
 def test_photos_are_fine_tuned_from_weights_at_hand() -> None:
     plan = plan_for(**PHOTOS)
     assert (plan.model.name, plan.model.weights) == ("efficientnet_lite0", "imagenet")

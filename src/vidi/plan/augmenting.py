@@ -20,7 +20,7 @@ def decide_augmentation(
     *,
     pretrained: bool,
 ) -> AugmentSettings:
-    asked = config.augment
+    asked, num_train = config.augment, dataset.num_images("train")
     margin = pixels.store_px > pixels.image_px
     padded = pixels.resize == "pad" and pixels.image_px > SMALL_CROP_PX
     crop_rule: tuple[Literal["none", "pad", "resized"], str] = ("pad", "small images are shifted")
@@ -30,7 +30,7 @@ def decide_augmentation(
     padding = decided.take(
         "augment.crop_padding_px",
         asked.crop_padding_px,
-        (max(1, round(pixels.image_px / 14)), "a fourteenth of the side: 2 of 28, 1 of 8"),
+        (max(1, round(pixels.image_px / 14)), "a fourteenth of the side: 2 of 28, 1 of 16"),
     )
     scale_min = decided.take(
         "augment.crop_scale",
@@ -50,23 +50,39 @@ def decide_augmentation(
         vertical_flip=decided.take(
             "augment.vertical_flip", asked.vertical_flip, (False, "up is up in most pictures")
         ),
-        policy=decided.take("augment.policy", asked.policy, _POLICY_RULE),
+        policy=decided.take(
+            "augment.policy", asked.policy, _policy_rule(num_train, pretrained=pretrained)
+        ),
         grey=dataset.grey,
         mixup_alpha=decided.take("augment.mixup_alpha", asked.mixup_alpha, _MIXING_RULE),
         cutmix_alpha=decided.take("augment.cutmix_alpha", asked.cutmix_alpha, _MIXING_RULE),
         erase_probability=decided.take(
-            "augment.erase_probability", asked.erase_probability, _MIXING_RULE
+            "augment.erase_probability",
+            asked.erase_probability,
+            _erasing_rule(num_train, pretrained=pretrained),
         ),
         num_classes=dataset.num_classes,
     )
 
 
-# Whether more pays in runs of minutes has not been measured (docs/measurements.md), so it is asked
-# for, never assumed.
-_POLICY_RULE: tuple[Policy, str] = (
-    "none",
-    "crops and flips only; light, medium and strong are there to be asked for",
-)
+# Below so many training images a network from scratch learns them by heart, and varying them more
+# pays; measured on digits (docs/measurements.md). Whether it pays in runs of minutes on more images
+# has not been measured, so there it is asked for, never assumed.
+FEW_IMAGES = 4_000
+
+
+def _policy_rule(num_train: int, *, pretrained: bool) -> tuple[Policy, str]:
+    if not pretrained and num_train < FEW_IMAGES:
+        return "light", f"{num_train:,} images are soon known by heart"
+    return "none", "crops and flips only; light, medium and strong are there to be asked for"
+
+
+def _erasing_rule(num_train: int, *, pretrained: bool) -> tuple[float, str]:
+    if not pretrained and num_train < FEW_IMAGES:
+        return 0.25, "no part of so few images may be relied on; Zhong et al. 2017"
+    return _MIXING_RULE
+
+
 _MIXING_RULE = (0.0, "left out; it pays in long runs, and is there to be asked for")
 
 
