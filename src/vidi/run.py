@@ -446,6 +446,17 @@ class Run:
     def pictures_path(self, split: str) -> Path:
         return self.path / _EVALUATION / f"{_checked_split(split)}-pictures.npz"
 
+    def write_explained(self, split: str, arrays: Mapping[str, NDArray[Any]]) -> Path:
+        """Where the model looked and how it sees images beside each other; see `vidi.explain`."""
+        return self._write_arrays(self.explained_path(split), arrays)
+
+    def read_explained(self, split: str) -> dict[str, NDArray[Any]]:
+        """Raises UsageError when there are none, DamagedError."""
+        return _read_arrays(self.explained_path(split), "explanations")
+
+    def explained_path(self, split: str) -> Path:
+        return self.path / _EVALUATION / f"{_checked_split(split)}-explained.npz"
+
     @property
     def report_path(self) -> Path:
         return self.path / "report.html"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vidi.report.audit import PICTURE_PX, audit_pictures, render_audit
+from vidi.report.comparison import render_comparison
 from vidi.report.data import Pictures, ReportData, load
 from vidi.report.page import assemble
 from vidi.report.views import views_of
@@ -18,6 +19,7 @@ __all__ = [
     "load",
     "render",
     "render_audit",
+    "render_comparison",
     "views_of",
     "write",
 ]

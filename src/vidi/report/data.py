@@ -36,6 +36,23 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Explained:
+    """What `vidi report --explain` adds; ids as in Predictions, empty where there is nothing.
+
+    heat: (M, h, w) uint8 of heat_ids. places: (P, 2) in -1..1 of map_ids. near_pixels: (Q, 3, H, W,
+    C) and near_labels (Q, 3), the nearest training images of near_of.
+    """
+
+    heat_ids: NDArray[np.int64]
+    heat: NDArray[np.uint8]
+    map_ids: NDArray[np.int64]
+    places: NDArray[np.float32]
+    near_of: NDArray[np.int64]
+    near_labels: NDArray[np.int64]
+    near_pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything that the page of one run shows; what a run does not have yet is `None`."""
 
@@ -52,6 +69,7 @@ class ReportData:
     validation: Evaluation | None = None
     predictions: Predictions | None = None
     pictures: Pictures | None = None
+    explained: Explained | None = None
 
 
 def load(run: Run) -> ReportData:
@@ -82,6 +100,7 @@ def load(run: Run) -> ReportData:
         validation=judged.get("validation") if split == "test" else None,
         predictions=None if split is None else _predictions(run, split),
         pictures=None if split is None else _pictures(run, split),
+        explained=None if split is None else _explained(run, split),
     )
 
 
@@ -104,6 +123,33 @@ def _predictions(run: Run, split: str) -> Predictions | None:
     if not run.predictions_path(split).exists():
         return None
     return Predictions.from_arrays(run.read_predictions(split), where=f"predictions/{split}.npz")
+
+
+def _explained(run: Run, split: str) -> Explained | None:
+    if not run.explained_path(split).exists():
+        return None
+    arrays = run.read_explained(split)
+    none = np.zeros(0, np.int64)
+    near_of = arrays.get("near_of", none)
+    pixels = arrays.get("near_pixels", np.zeros((0, 1, 1, 1), np.uint8))
+    labels = arrays.get("near_labels", np.zeros((0, 1), np.int64))
+    found = Explained(
+        heat_ids=arrays.get("heat_ids", none),
+        heat=arrays.get("heat", np.zeros((0, 1, 1), np.uint8)),
+        map_ids=arrays.get("map_ids", none),
+        places=arrays.get("map", np.zeros((0, 2), np.float32)),
+        near_of=near_of,
+        near_labels=labels,
+        near_pixels=pixels.reshape(len(near_of), -1, *pixels.shape[1:]),
+    )
+    fits = found.heat.ndim == 3 and found.heat.dtype == np.uint8
+    fits &= len(found.heat) == len(found.heat_ids) and len(labels) == len(near_of)
+    if not fits or found.places.shape != (len(found.map_ids), 2) or pixels.dtype != np.uint8:
+        raise DamagedError(
+            f"the arrays of evaluation/{split}-explained.npz do not fit together",
+            fix="vidi report RUN --explain writes it again",
+        )
+    return found
 
 
 def _pictures(run: Run, split: str) -> Pictures | None:

@@ -47,6 +47,8 @@ MODULES: Final = (
     "table.js",
     "pictures.js",
     "summary.js",
+    "suspects.js",
+    "map.js",
     "confusion.js",
     "classes.js",
     "trust.js",
@@ -81,6 +83,18 @@ RUN: Final = Kind(
             "Trust",
             "Can the probabilities be believed?",
             "An answer given with 80% should be right in 80 of 100 cases.",
+        ),
+        Section(
+            "suspects",
+            "Labels",
+            "Labels in doubt",
+            "Judged by a model that was not trained on these images.",
+        ),
+        Section(
+            "map",
+            "Map",
+            "What it finds alike",
+            "Every judged image beside those that look alike to the model.",
         ),
         Section(
             "curves",
@@ -126,6 +140,18 @@ AUDIT: Final = Kind(
         ),
     ),
     (*_SHARED, "table.js", "data.js", "audit.js"),
+    charts=False,
+)
+COMPARISON: Final = Kind(
+    (
+        Section(
+            "pairs",
+            "Runs",
+            "Better, worse, or cannot tell",
+            "Image by image, by the exact McNemar test; bars span the 95% interval.",
+        ),
+    ),
+    (*_SHARED, "table.js", "comparison.js"),
     charts=False,
 )
 _ASSETS: Final = importlib.resources.files("vidi.report") / "assets"

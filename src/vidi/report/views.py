@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vidi.facts import SPLITS
-from vidi.metrics import CalibrationBin, Evaluation, Interval
-from vidi.report.data import Pictures, ReportData
+from vidi.label_errors import label_suspects
+from vidi.metrics import CalibrationBin, Evaluation, Interval, Predictions
+from vidi.report.data import Explained, Pictures, ReportData
 from vidi.report.findings import findings, steps
 from vidi.report.words import between, public, relative, share, without_places
 
@@ -24,6 +25,9 @@ View = dict[str, Any]
 _CURVE_POINTS: Final = 800
 # A picture's longer side: sharp at 150 CSS pixels on most screens, about 8 kB as JPEG.
 _PICTURE_PX: Final = 208
+# A neighbour among the training images, and doubtful labels that anybody reads.
+_NEAR_PX: Final = 96
+_MOST_SUSPECTS: Final = 500
 # Below this PNG is about as small, and has no artefacts to explain.
 _LOSSLESS_PX: Final = 64
 
@@ -37,6 +41,10 @@ def views_of(data: ReportData) -> dict[str, View]:
         made["confusion"] = _confusion(judged)
         made["classes"] = _classes(judged)
         made["trust"] = _trust(judged)
+        if data.predictions is not None and len(data.predictions):
+            made["suspects"] = _suspects(data, judged, data.predictions)
+            if data.explained is not None and len(data.explained.map_ids) > 1:
+                made["map"] = _map(judged, data.predictions, data.explained)
     made["curves"] = _curves(data)
     made["plan"] = _plan(data)
     made["data"] = _data(data)
@@ -123,6 +131,7 @@ def _mistakes(data: ReportData, judged: Evaluation) -> View:
     if data.pictures is None or data.predictions is None:
         return view
     position = {int(number): i for i, number in enumerate(data.predictions.ids)}
+    heat, near = _heat_of(data.explained), _near_of(data.explained)
     for i, number in enumerate(data.pictures.ids):
         row = position.get(int(number))
         if row is None:
@@ -132,7 +141,10 @@ def _mistakes(data: ReportData, judged: Evaluation) -> View:
         highest = np.argsort(-probabilities, kind="stable")[:5]
         view["items"].append(
             {
+                "id": int(number),
                 "name": relative(data.pictures.names[i]),
+                "heat": heat.get(int(number)),
+                "near": near.get(int(number), []),
                 "picture": picture(data.pictures.pixels[i]),
                 "label": label,
                 "predicted": int(highest[0]),
@@ -145,17 +157,92 @@ def _mistakes(data: ReportData, judged: Evaluation) -> View:
     return view
 
 
+def _heat_of(explained: Explained | None) -> dict[int, str]:
+    """A small picture to lay over each: the more orange, the more it spoke for the answer."""
+    if explained is None:
+        return {}
+    made = {}
+    for number, heat in zip(explained.heat_ids.tolist(), explained.heat, strict=True):
+        tint = np.zeros((*heat.shape, 4), np.uint8)
+        tint[..., 0] = 255
+        tint[..., 1] = 160 - (160 * heat.astype(np.uint16) // 255).astype(np.uint8)
+        tint[..., 3] = (200 * heat.astype(np.uint16) // 255).astype(np.uint8)
+        made[number] = _encoded(Image.fromarray(tint), lossless=True)
+    return made
+
+
+def _near_of(explained: Explained | None) -> dict[int, list[View]]:
+    if explained is None:
+        return {}
+    return {
+        number: [
+            {"label": int(label), "picture": picture(pixels, _NEAR_PX)}
+            for label, pixels in zip(labels, images, strict=True)
+        ]
+        for number, labels, images in zip(
+            explained.near_of.tolist(), explained.near_labels, explained.near_pixels, strict=True
+        )
+    }
+
+
+def _suspects(data: ReportData, judged: Evaluation, predictions: Predictions) -> View:
+    finite = np.flatnonzero(np.isfinite(predictions.probabilities).all(axis=1))
+    found = label_suspects(predictions.take(finite))[:_MOST_SUSPECTS] if len(finite) else ()
+    names = {}
+    if data.pictures is not None:
+        names = dict(zip(data.pictures.ids.tolist(), data.pictures.names, strict=True))
+    return {
+        "classes": list(judged.classes),
+        "n": judged.n_evaluated,
+        "rows": [
+            {
+                "id": each.id,
+                "name": relative(names[each.id]) if each.id in names else None,
+                "label": each.label,
+                "suggested": each.suggested,
+                "own": _short(each.probability_of_label),
+                "other": _short(each.probability_of_suggested),
+            }
+            for each in found
+        ],
+    }
+
+
+def _map(judged: Evaluation, predictions: Predictions, explained: Explained) -> View:
+    position = {int(number): i for i, number in enumerate(predictions.ids)}
+    points = []
+    for number, (x, y) in zip(explained.map_ids.tolist(), explained.places.tolist(), strict=True):
+        row = position.get(number)
+        if row is None:
+            continue
+        probabilities = predictions.probabilities[row]
+        points.append(
+            {
+                "id": number,
+                "x": round(x, 3),
+                "y": round(y, 3),
+                "label": int(predictions.labels[row]),
+                "predicted": int(probabilities.argmax()),
+                "sure": round(float(probabilities.max()), 3),
+            }
+        )
+    return {"classes": list(judged.classes), "points": points}
+
+
 def _longer_side(pictures: Pictures) -> int:
     height, width = pictures.pixels.shape[1:3]
     return int(min(_PICTURE_PX, max(height, width)))
 
 
-def picture(pixels: NDArray[np.uint8]) -> str:
+def picture(pixels: NDArray[np.uint8], most_px: int = _PICTURE_PX) -> str:
     """A data: address of the pixels (H, W, 1 or 3), made again from nothing but them."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    image.thumbnail((_PICTURE_PX, _PICTURE_PX))
+    image.thumbnail((most_px, most_px))
+    return _encoded(image, lossless=max(image.size) <= _LOSSLESS_PX)
+
+
+def _encoded(image: Image.Image, *, lossless: bool) -> str:
     buffer = io.BytesIO()
-    lossless = max(image.size) <= _LOSSLESS_PX
     if lossless:
         image.save(buffer, "PNG", optimize=True)
     else:

@@ -3,6 +3,8 @@ import { readView } from "./dom.js";
 import { start } from "./start.js";
 import { renderSummary } from "./summary.js";
 import { renderMistakes } from "./pictures.js";
+import { renderSuspects } from "./suspects.js";
+import { renderMap } from "./map.js";
 import { renderConfusion } from "./confusion.js";
 import { renderClasses } from "./classes.js";
 import { renderTrust } from "./trust.js";
@@ -13,5 +15,5 @@ import { renderEnvironment } from "./environment.js";
 
 start({
   summary: renderSummary, mistakes: renderMistakes, confusion: renderConfusion, classes: renderClasses,
-  trust: renderTrust, curves: renderCurves, plan: renderPlan, data: renderData, environment: renderEnvironment,
+  trust: renderTrust, suspects: renderSuspects, map: renderMap, curves: renderCurves, plan: renderPlan, data: renderData, environment: renderEnvironment,
 }, readView("mistakes"));

@@ -29,14 +29,22 @@ export function openPicture(item, classes, items) {
     if (event.key === "ArrowLeft") go(-1);
   };
   dialog.querySelector(".dialog-body").replaceChildren(
-    el("div", { class: "large" }, el("img", { src: item.picture, alt: item.name })),
+    el("div", { class: "large" }, el("img", { src: item.picture, alt: item.name }),
+      item.heat ? el("img", { src: item.heat, alt: "", class: "heat", hidden: true }) : null),
     el("div", { class: "about" },
       el("h3", { id: "dialog-title" }, `${quoted(classes[item.label])} taken for ${quoted(classes[item.predicted])}`),
       bars(item, classes),
+      item.near?.length ? el("div", { class: "near" }, el("p", { class: "hint" }, "Most alike among the training images:"),
+        el("ul", {}, item.near.map((each) => el("li", {}, el("img", { src: each.picture, alt: "" }), el("span", {}, classes[each.label]))))) : null,
       el("p", { class: "path" }, item.name),
       el("div", { class: "row" },
         items.length > 1 ? button("Previous", () => go(-1)) : null,
         items.length > 1 ? button("Next", () => go(1)) : null,
+        item.heat ? button("Where it looked", (event) => {
+          const heat = dialog.querySelector(".heat");
+          heat.hidden = !heat.hidden;
+          event.currentTarget.setAttribute("aria-pressed", String(!heat.hidden));
+        }, { "aria-pressed": "false" }) : null,
         button("Close", () => dialog.close(), { class: "primary" }))));
   if (!dialog.open) dialog.showModal();
 }
