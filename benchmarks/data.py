@@ -1,6 +1,6 @@
 """The input side against the bare decoder and against torchvision, on the same files.
 
-    python benchmarks/data.py speed PHOTOS CIFAR [--repeats N] [--store-px N]
+    python benchmarks/data.py speed PHOTOS CIFAR [--repeats N] [--store-px N] [--only first]
     python benchmarks/data.py waits DATA [DATA ...] [--steps N]
 
 PHOTOS and CIFAR are image folders with a `train` folder (clothing-dataset-small and CIFAR-10 as
@@ -33,6 +33,7 @@ import torch
 
 from vidi import augment, model, probe
 from vidi.augment import ImageRandom, Transform
+from vidi.augment_settings import AugmentSettings
 from vidi.config import Config, DataConfig
 from vidi.data import Dataset, Loader, PixelStore, open_dataset, open_store
 from vidi.image import PixelContract
@@ -148,6 +149,7 @@ def main() -> None:
     one.add_argument("cifar", type=Path)
     one.add_argument("--repeats", type=int, default=3)
     one.add_argument("--store-px", type=int, nargs="+", default=[160, 256])
+    one.add_argument("--only", choices=["first", "later", "cifar"], help="one of the comparisons")
     one.set_defaults(measure=speed)
     one = commands.add_parser("waits")
     one.add_argument("data", type=Path, nargs="+")
@@ -198,52 +200,72 @@ def speed(asked: argparse.Namespace) -> None:
     model.declare_missing_operators()
     from torchvision.transforms import v2  # noqa: PLC0415 (after the missing operators)
 
+    parts = {"first": first_passes, "later": later_epochs, "cifar": cifar_epochs}
     with tempfile.TemporaryDirectory() as cache:
-        config = DataConfig(cache_dir=cache, validation_fraction=0.0)
-        photos = open_dataset(asked.photos, config)
-        trained = len(photos.indices("train"))
-        for store_px in asked.store_px:
-            resized = [v2.Resize(store_px), v2.CenterCrop(store_px), v2.PILToTensor()]
-            compare(
-                f"first pass over {len(photos)} photos to {store_px} px",
-                {
-                    "vidi": first_pass(photos, contract(store_px, store_px)),
-                    "two decoding threads": bare_decoding(photos),
-                    "ImageFolder": image_folder(asked.photos / "train", v2.Compose(resized), 64),
-                },
-                {
-                    "vidi": len(photos),
-                    "two decoding threads": len(photos),
-                    "ImageFolder": trained,
-                },
-                asked.repeats,
-            )
-        crops = augment.compose([augment.random_resized_crop(224), augment.horizontal_flip()])
-        cropped = [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]
-        store = open_store(photos, contract(224, 256), cache_dir=Path(cache), threads=THREADS)
+        for name, part in parts.items():
+            if asked.only in (None, name):
+                part(asked, v2, Path(cache))
+
+
+def first_passes(asked: argparse.Namespace, v2: Any, cache: Path) -> None:
+    photos = open_dataset(asked.photos, DataConfig(cache_dir=str(cache), validation_fraction=0.0))
+    trained = len(photos.indices("train"))
+    for store_px in asked.store_px:
+        resized = [v2.Resize(store_px), v2.CenterCrop(store_px), v2.PILToTensor()]
         compare(
-            "later epochs: 224 px random resized crops and flips",
+            f"first pass over {len(photos)} photos to {store_px} px",
             {
-                "vidi": epoch(photos, store, crops, 64),
-                "ImageFolder": image_folder(asked.photos / "train", v2.Compose(cropped), 64),
+                "vidi": first_pass(photos, contract(store_px, store_px)),
+                "two decoding threads": bare_decoding(photos),
+                "ImageFolder": image_folder(asked.photos / "train", v2.Compose(resized), 64),
             },
-            {"vidi": trained, "ImageFolder": trained},
+            {"vidi": len(photos), "two decoding threads": len(photos), "ImageFolder": trained},
             asked.repeats,
         )
-        cifar = open_dataset(asked.cifar, config)
-        store = open_store(cifar, contract(32, 32), cache_dir=Path(cache), threads=THREADS)
-        shifts = augment.compose([augment.pad_crop(32, 4), augment.horizontal_flip()])
-        shifted = [v2.RandomCrop(32, 4), v2.RandomHorizontalFlip(), v2.PILToTensor()]
-        small = len(cifar.indices("train"))
-        compare(
-            "later epochs: CIFAR-10, pad, crop and flip",
-            {
-                "vidi": epoch(cifar, store, shifts, 512),
-                "ImageFolder": image_folder(asked.cifar / "train", v2.Compose(shifted), 512),
-            },
-            {"vidi": small, "ImageFolder": small},
-            asked.repeats,
+
+
+def later_epochs(asked: argparse.Namespace, v2: Any, cache: Path) -> None:
+    photos = open_dataset(asked.photos, DataConfig(cache_dir=str(cache), validation_fraction=0.0))
+    trained = len(photos.indices("train"))
+    crops = augment.from_settings(
+        AugmentSettings(image_px=224, num_classes=10, crop="resized", horizontal_flip="random")
+    )
+    cropped = [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    store = open_store(photos, contract(224, 256), cache_dir=cache, threads=THREADS)
+    compare(
+        "later epochs: 224 px random resized crops and flips",
+        {
+            "vidi": epoch(photos, store, crops, 64),
+            "ImageFolder": image_folder(asked.photos / "train", v2.Compose(cropped), 64),
+        },
+        {"vidi": trained, "ImageFolder": trained},
+        asked.repeats,
+    )
+
+
+def cifar_epochs(asked: argparse.Namespace, v2: Any, cache: Path) -> None:
+    cifar = open_dataset(asked.cifar, DataConfig(cache_dir=str(cache), validation_fraction=0.0))
+    store = open_store(cifar, contract(32, 32), cache_dir=cache, threads=THREADS)
+    shifts = augment.from_settings(
+        AugmentSettings(
+            image_px=32,
+            num_classes=10,
+            crop="pad",
+            crop_padding_px=4,
+            horizontal_flip="random",
         )
+    )
+    shifted = [v2.RandomCrop(32, 4), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    small = len(cifar.indices("train"))
+    compare(
+        "later epochs: CIFAR-10, pad, crop and flip",
+        {
+            "vidi": epoch(cifar, store, shifts, 512),
+            "ImageFolder": image_folder(asked.cifar / "train", v2.Compose(shifted), 512),
+        },
+        {"vidi": small, "ImageFolder": small},
+        asked.repeats,
+    )
 
 
 if __name__ == "__main__":

@@ -387,3 +387,17 @@ def test_the_cache_is_shown_and_pruned(
     shown = json.loads(vidi("cache", "--prune", "--max-gb", 0, "--json").out)
     assert [len(shown[kind]) for kind in ("stores", "removed")] == [0, 1]
     assert shown["removed"][0]["rows"] == 16
+
+
+def test_names_do_not_drive_the_terminal(
+    vidi: Vidi, tmp_path: Path, picture_folder: Callable[..., Path]
+) -> None:
+    """L6"""
+    photos = picture_folder("photos", **{"a\x1b[2J": 30, "b": 30})
+    (photos / "b" / "bad\x1b[31m.jpg").write_bytes(b"")
+    for command in ("train", "plan"):
+        more = ["--out", tmp_path / "run", *QUICK] if command == "train" else ["--epochs", "1"]
+        done = vidi(command, photos, *more)
+        assert done.status == 0, done
+        assert "bad\\x1b[31m.jpg" in done.err
+        assert "\x1b" not in done.out + done.err

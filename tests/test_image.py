@@ -6,6 +6,7 @@ import io
 import resource
 import struct
 import sys
+import time
 import zlib
 from typing import Any, Literal
 
@@ -454,6 +455,42 @@ def test_a_huge_png_is_refused_by_its_header(side: int) -> None:
     before = peak_bytes()
     assert reason_of(data) == "TOO_LARGE"
     assert peak_bytes() - before < 64 << 20
+
+
+def bombs() -> dict[str, bytes]:
+    """Files of a few hundred kilobytes that unpack to half a gigabyte."""
+    packer = zlib.compressobj(9)
+    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(512)) + packer.flush()
+    header = struct.pack(">IIBBBBB", 16, 16, 8, 2, 0, 0, 0)
+    start, end = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header), chunk(b"IEND", b"")
+    pixels = chunk(b"IDAT", zlib.compress(bytes(16 * (1 + 48))))
+    tiff = bytearray(encoded(Image.new("L", (16, 16)), "TIFF", compression="tiff_adobe_deflate"))
+    # The strip is put at the end; its entry in the directory says where, and how long it is.
+    directory = struct.unpack_from("<I", tiff, 4)[0]
+    for number in range(struct.unpack_from("<H", tiff, directory)[0]):
+        entry = directory + 2 + 12 * number
+        tag = struct.unpack_from("<H", tiff, entry)[0]
+        if tag in (273, 279):
+            value = len(tiff) if tag == 273 else len(packed)
+            struct.pack_into("<HHII", tiff, entry, tag, 4, 1, value)
+    return {
+        "pixels of a PNG": start + chunk(b"IDAT", packed) + end,
+        "text in a PNG": start + chunk(b"zTXt", b"note\0\0" + packed) + pixels + end,
+        "profile in a PNG": start + chunk(b"iCCP", b"name\0\0" + packed) + pixels + end,
+        "strip of a TIFF": bytes(tiff) + packed,
+    }
+
+
+@pytest.mark.parametrize("name", sorted(bombs()))
+def test_what_unpacks_to_far_more_than_it_should_is_held(name: str) -> None:
+    """D18: pixels or an error, but no half gigabyte of memory."""
+    data = bombs()[name]
+    assert len(data) < 1 << 20
+    before, began_at = peak_bytes(), time.perf_counter()
+    result = attempt(data)
+    assert isinstance(result, UnreadableImage) or result.shape == (16, 16, 3)
+    assert time.perf_counter() - began_at < 5
+    assert peak_bytes() - before < 200 << 20
 
 
 def test_a_huge_jpeg_is_refused_by_its_header() -> None:

@@ -115,13 +115,13 @@ class _Bar:
 
     def show(self, what: str | Moment) -> None:
         if isinstance(what, str):
-            self._console.print(Text(what))
+            self._console.print(Text(shown(what)))
             return
         if self._task is None:
             self._progress.start()
             self._task = self._progress.add_task("", total=what.last_step, numbers="")
         for note in what.notes:
-            self._console.print(Text(note, style="yellow"))
+            self._console.print(Text(shown(note), style="yellow"))
         if _is_new_validation(what, self._validated_step):
             assert what.validation is not None
             self._validated_step = what.validation.step
@@ -412,5 +412,6 @@ def _is_new_validation(moment: Moment, last_step: int) -> bool:
 
 
 def _line(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    """Names come from the user's disk: control characters would drive the terminal."""
+    sys.stderr.write(shown(text) + "\n")
     sys.stderr.flush()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vidi.config import DataConfig
 from vidi.data import Dataset, PixelStore, open_dataset, open_store
@@ -300,3 +301,17 @@ def test_arrays_and_files_make_the_same_store() -> None:
     store = open_store(dataset, contract)
     for index in (0, 99, 1796):
         assert (store.images[index] == prepare(dataset.read(index), contract)).all()
+
+
+def test_where_a_picture_was_taken_is_not_kept(root: Path, cache: Path) -> None:
+    """L4: pixels only."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8825)[29] = "1999:12:31"
+    exif[270] = "SECRET-PLACE"
+    path = root / "a" / "000.jpg"
+    Image.open(path).save(path, exif=exif)
+    assert b"SECRET-PLACE" in path.read_bytes()
+    open_store(open_dataset(root), CONTRACT)
+    kept = [file.read_bytes() for file in cache.rglob("*") if file.is_file()]
+    assert kept
+    assert not any(word in data for data in kept for word in (b"SECRET-PLACE", b"1999:12:31"))
