@@ -220,6 +220,9 @@ def train(
                 "accuracy": evaluation.accuracy,
                 "accuracy_interval": evaluation.accuracy_interval,
                 "n_evaluated": evaluation.n_evaluated,
+                "n_leaked": evaluation.n_leaked,
+                "accuracy_without_leaked": evaluation.without_leaked
+                and evaluation.without_leaked.accuracy,
             }
         )
         return
@@ -914,6 +917,13 @@ def _print_evaluation(evaluation: Evaluation, how: str = "") -> None:
     if evaluation.n_evaluated != evaluation.n_expected:
         missing = evaluation.n_expected - evaluation.n_evaluated
         typer.echo(f"{missing:,} images of that split could not be read and are not counted")
+    if evaluation.n_leaked:
+        beside = evaluation.without_leaked
+        text = f"{evaluation.n_leaked:,} of those images can also be seen in training"
+        if beside is not None:
+            low, high = beside.accuracy_interval
+            text += f"; without them {beside.accuracy:.2%} ({low:.2%} to {high:.2%})"
+        typer.echo(text)
 
 
 def _write_comparison(

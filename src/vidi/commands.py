@@ -42,7 +42,7 @@ from vidi.report import PICTURE_PX, audit_pictures, render_audit, write
 from vidi.restore import build_model, load_best
 from vidi.run import Run
 from vidi.step import StepSettings
-from vidi.train.finish import fitted_temperature, judge, judged
+from vidi.train.finish import audit_of, fitted_temperature, judge, judged
 from vidi.train.prepare import (
     Extensions,
     Prepared,
@@ -117,7 +117,7 @@ def contact_sheet(
     path = Path(out) if out is not None else Path("augment.png")
     if path.is_dir():
         raise UsageError(f"{path} is a folder", fix="name a file: --out augment.png")
-    dataset, store, _, made = looked_at(data, asked, say=show or (lambda _: None))
+    dataset, store, _, made, _ = looked_at(data, asked, say=show or (lambda _: None))
     ids = _some_of_each_class(dataset, num_images)
     images = torch.from_numpy(store.take(ids)[0]).permute(0, 3, 1, 2)
     batch = Batch(images, torch.from_numpy(dataset.labels[ids]), torch.from_numpy(ids))
@@ -278,20 +278,33 @@ def evaluate(
             f"{', '.join(dataset.classes[:8])} against {', '.join(facts.classes[:8])}",
             fix="name the folders of the data as the classes were named in training",
         )
-    chosen = _split(split, dataset)
     kind = view_kind(made) if tta else "plain"
     made = _decoded_first(made)
     dataset, store = decoded(dataset, made, config, say=tell)
+    found = audit_of(opened)
+    as_trained = dataset if found is None else found.regroup(dataset)
+    own = data is None or as_trained.fingerprint == facts.fingerprint
+    dataset = as_trained if own else dataset
+    chosen = _split(split, dataset)
     torch.set_num_threads(made.execution.threads)
     classifier = build_model(made, model)
     load_best(opened, classifier)
-    own = data is None or dataset.fingerprint == facts.fingerprint
     # The temperature was fitted to plain predictions; averaged ones are less sharp.
     fitted = chosen != "validation" and not tta
     temperature = fitted_temperature(opened) if fitted else None
     kept = opened if own else None
     evaluation = judged(
-        judge(kept, made, dataset, store, classifier, chosen, temperature=temperature, kind=kind)
+        judge(
+            kept,
+            made,
+            dataset,
+            store,
+            classifier,
+            chosen,
+            temperature=temperature,
+            leaked_ids=found.leaked.get(chosen, ()) if own and found is not None else (),
+            kind=kind,
+        )
     )
     if own:
         write(opened)

@@ -45,6 +45,7 @@ _TEXTS: Final[Mapping[str, str]] = {
     "plan": "plan.json",
     "facts": "facts.json",
     "environment": "environment.json",
+    "audit": "audit.json",
 }
 _METRICS: Final = "metrics.jsonl"
 _TIMING: Final = "timing.jsonl"
@@ -279,7 +280,7 @@ class Run:
     # Texts
 
     def text(self, name: str) -> str:
-        """One of "config", "plan", "facts", "environment". Raises UsageError when it is not there.
+        """One of the names in `_TEXTS`, e.g. "plan". Raises UsageError when it is not there.
 
         As it was when the run was opened, or written through this object.
         """

@@ -281,15 +281,26 @@ def test_the_pictures_of_a_finding_have_the_shape_of_their_files(root: Path) -> 
     assert dict(pictures(small, ["000003"], 60))["000003"].shape == (8, 8, 1)
 
 
-def test_pairs_are_found_among_many() -> None:
-    """All of 300 pairs among 6,000 thumbnails, and nothing else."""
+@pytest.mark.parametrize("count", [6000, 10_500])
+def test_pairs_are_found_among_many(count: int) -> None:
+    """All of 300 pairs among so many thumbnails, and nothing else."""
     rng = np.random.default_rng(0)
-    coarse = rng.uniform(0, 255, (6000, 8, 8)).repeat(4, 1).repeat(4, 2)
+    coarse = rng.uniform(0, 255, (count, 8, 8)).repeat(4, 1).repeat(4, 2)
     small = np.clip(coarse, 0, 255).astype(np.uint8)
     noisy = small[:300].astype(int) + rng.integers(-4, 5, (300, 32, 32))
-    small[5700:] = np.clip(noisy, 0, 255)
+    small[count - 300 :] = np.clip(noisy, 0, 255)
     pairs = near_pairs(small)
-    assert pairs.tolist() == [[n, n + 5700] for n in range(300)]
+    assert pairs.tolist() == [[n, n + count - 300] for n in range(300)]
+
+
+def test_all_copies_are_found_where_most_pictures_are_copies() -> None:
+    """Few different pictures: what tells copies apart is noise, and must not be magnified."""
+    rng = np.random.default_rng(0)
+    once = rng.uniform(0, 255, (60, 8, 8)).repeat(4, 1).repeat(4, 2)
+    small = np.tile(once, (180, 1, 1)) + rng.normal(0, 2, (10_800, 32, 32))
+    groups = groups_of(near_pairs(np.clip(small, 0, 255).astype(np.uint8)), 10_800)
+    assert len(np.unique(groups)) == 60
+    assert (groups == groups[np.arange(10_800) % 60]).all()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])

@@ -70,6 +70,7 @@ def made(names: tuple[str, ...], *, classes: int = 3, many: int = 1) -> Audit:
         findings=findings,
         leaked={"test": (1, 2)},
         same=((1, 2),),
+        recut=True,
         elapsed_s=1.5,
     )
 

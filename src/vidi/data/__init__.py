@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vidi.data.audit import Audit, Finding, audit, audit_store, pictures
+from vidi.data.audit import OF_PIXELS, Audit, Finding, audit, audit_store, pictures
 from vidi.data.cache import CachedStore, cache_folder, free_bytes, list_stores, prune
 from vidi.data.dataset import Dataset, Indices, Skipped
 from vidi.data.filling import UnreadableRow
@@ -14,6 +14,7 @@ from vidi.data.symmetry import measure_symmetry
 
 __all__ = [
     "BUILT_IN",
+    "OF_PIXELS",
     "Audit",
     "CachedStore",
     "Dataset",

@@ -7,6 +7,7 @@ decided by the data set itself (unreadable files, files without a class) and by 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -14,12 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidi import image
+from vidi.data.cache import replace_file
 from vidi.data.dataset import Dataset, Indices, content_digest
 from vidi.data.duplicates import (
     Pairs,
@@ -31,9 +34,14 @@ from vidi.data.duplicates import (
 from vidi.data.resample import fast_resize
 from vidi.data.split import TRAIN, Groups
 from vidi.data.store import PixelStore
-from vidi.errors import UnreadableImage
+from vidi.errors import StorageError, UnreadableImage
 from vidi.facts import SPLITS, Frozen, Split
 from vidi.image import Inspection, PixelContract, Pixels
+
+# Findings that only the pixels tell, not the list of files.
+OF_PIXELS: Final = frozenset(
+    ("LEAK", "CONFLICT", "NEAR_CONFLICT", "DUPLICATE", "NEAR_DUPLICATE", "TWINS", "BLANK", "DARK")
+)
 
 Severity = Literal["error", "warning", "note"]
 Progress = Callable[[int, int], None]
@@ -102,6 +110,8 @@ class Audit(Frozen):
     leaked: dict[Split, tuple[int, ...]]
     # Ids that show the same picture, group by group.
     same: tuple[tuple[int, ...], ...]
+    # Whether they were put on one side of every split that vidi cut.
+    recut: bool
     elapsed_s: float
 
     @property
@@ -112,10 +122,13 @@ class Audit(Frozen):
         return next((level for level in order if level in present), None)
 
     def regroup(self, dataset: Dataset) -> Dataset:
-        """The same rows, split so that no picture is on both sides of a cut that vidi makes."""
+        """The same rows, split as the audit left them."""
+        if not self.recut:
+            return dataset
         groups = np.full(len(dataset), -1, dtype=np.int64)
         for number, ids in enumerate(self.same):
-            groups[list(ids)] = number
+            # Rows that are gone belong to other data, which their fingerprint tells.
+            groups[[row for row in ids if row < len(dataset)]] = number
         return dataset.regrouped(groups)
 
     def to_json(self, *, indent: int | None = None) -> str:
@@ -139,10 +152,9 @@ class Duplicates(NamedTuple):
         return np.concatenate([self.exact, self.near])
 
 
-def find_duplicates(dataset: Dataset, small: Pixels) -> Duplicates:
-    """small: (N, S, S) thumbnails of all rows. Rows that are not usable are in no pair."""
+def find_duplicates(dataset: Dataset, near: Pairs) -> Duplicates:
+    """near: (P, 2) rows whose thumbnails are alike. Rows that are not usable are in no pair."""
     exact = exact_pairs(dataset.source.digests())
-    near = near_pairs(small)
     exact = exact[dataset.usable[exact].all(axis=1)]
     near = near[dataset.usable[near].all(axis=1)]
     # Of exact copies, one stands for all in the list of near ones.
@@ -176,15 +188,50 @@ def audit(
     for reason in sorted({reason for _, reason, _ in seen.unreadable}):
         rows = [row for row in seen.unreadable if row[1] == reason]
         dataset = dataset.without([row[0] for row in rows], reason, [row[2] for row in rows])
-    return _judge(dataset, seen.small, seen, began_at)
+    return _judge(dataset, seen.small, seen, began_at, near_pairs(seen.small))
 
 
-def audit_store(dataset: Dataset, store: PixelStore) -> tuple[Dataset, Audit]:
+def audit_store(
+    dataset: Dataset, store: PixelStore, *, recut: bool = True
+) -> tuple[Dataset, Audit]:
     """The part of an audit that needs no file: what the decoded pixels of a store tell.
 
-    `dataset` is the one without the rows that the store could not decode.
+    recut: whether copies are put on one side of every split that vidi cuts. `dataset` is the one without the rows that the store could not decode. Which of its pictures are
+    alike is kept beside a store's pixels, because it takes seconds for some ten thousand of them.
     """
-    return _judge(dataset, thumbnails(store.images), None, time.perf_counter())
+    began_at = time.perf_counter()
+    small = thumbnails(store.images)
+    near = _recalled(store.path / "near-pairs", len(store))
+    if near is None:
+        near = near_pairs(small)
+        # A store in memory only has no folder.
+        if store.path.is_dir():
+            _keep(store.path / "near-pairs", near)
+    return _judge(dataset, small, None, began_at, near, recut=recut)
+
+
+# Raised when the same pixels would give other pairs.
+_PAIRS_VERSION: Final = b"near pairs 1\n"
+
+
+def _recalled(path: Path, count: int) -> Pairs | None:
+    """What `_keep` wrote; None when it is not there or damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    head = len(_PAIRS_VERSION) + 16
+    if not data.startswith(_PAIRS_VERSION + content_digest(data[head:])) or len(data[head:]) % 16:
+        return None
+    pairs = np.frombuffer(data[head:], dtype="<i8").astype(np.int64).reshape(-1, 2)
+    return pairs if not len(pairs) or (pairs.min() >= 0 and pairs.max() < count) else None
+
+
+def _keep(path: Path, pairs: Pairs) -> None:
+    body = np.ascontiguousarray(pairs, dtype="<i8").tobytes()
+    # An aid: a cache that may only be read is no reason to stop.
+    with contextlib.suppress(StorageError):
+        replace_file(path, _PAIRS_VERSION + content_digest(body) + body)
 
 
 def pictures(dataset: Dataset, names: Iterable[str], side_px: int) -> Iterator[tuple[str, Pixels]]:
@@ -290,11 +337,18 @@ def _look(dataset: Dataset, threads: int, progress: Progress | None) -> _Seen:
 
 
 def _judge(
-    dataset: Dataset, small: Pixels, seen: _Seen | None, began_at: float
+    dataset: Dataset,
+    small: Pixels,
+    seen: _Seen | None,
+    began_at: float,
+    near: Pairs,
+    *,
+    recut: bool = True,
 ) -> tuple[Dataset, Audit]:
-    twice = find_duplicates(dataset, small)
+    twice = find_duplicates(dataset, near)
     groups = groups_of(twice.all, len(dataset))
-    dataset = dataset.regrouped(groups)
+    if recut:
+        dataset = dataset.regrouped(groups)
     leaks = leaked(dataset, groups)
     findings = [
         *_leaks(dataset, leaks, groups, leaked(dataset, groups_of(twice.exact, len(dataset)))),
@@ -327,6 +381,7 @@ def _judge(
         findings=tuple(findings),
         leaked={split: tuple(ids.tolist()) for split, ids in leaks.items()},
         same=tuple(map(tuple, _members(groups))),
+        recut=recut,
         elapsed_s=time.perf_counter() - began_at,
     )
 

@@ -9,6 +9,7 @@ proportional to the number of images, and a pair that is missed by all lists is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple, final
 
 import numpy as np
@@ -33,6 +34,10 @@ _WINDOW: Final = 12
 # correlation above 0.985, where pictures that are next to each other in a list differ in about 20.
 _MAX_SIDES: Final = 10
 _CHUNK: Final = 1 << 15
+# So many are compared each with each other one, in half a second.
+_FEW: Final = 10_000
+# Of unit vectors with a correlation of 0.997, a coordinate each of 64.
+_COPY_VARIANCE: Final = 1e-4
 # Side of the pictures that candidates are looked for in. Without fine detail they correlate more,
 # not less: at least 0.997 for all pairs of Fashion-MNIST that correlate above 0.985 whole.
 _COARSE_PX: Final = 8
@@ -79,12 +84,15 @@ def near_pairs(small: Pixels, likeness: Likeness | None = None, *, seed: int = 0
     if len(rows) < 2:
         return np.empty((0, 2), dtype=np.int64)
     coarse = coarse[rows]
-    rng = np.random.Generator(np.random.PCG64(seed))
-    found = [
-        _alike(rows[pairs[_close(pairs, coarse, likeness)]], small, likeness)
-        for pairs in _candidates(_sides(coarse, rng), seed)
-    ]
-    return np.concatenate(found)
+    if len(rows) <= _FEW:
+        candidates = _each_with_each(coarse, likeness)
+    else:
+        rng = np.random.Generator(np.random.PCG64(seed))
+        candidates = (
+            pairs[_close(pairs, coarse, likeness)]
+            for pairs in _candidates(_sides(coarse, rng), seed)
+        )
+    return np.concatenate([_alike(rows[pairs], small, likeness) for pairs in candidates])
 
 
 def _coarse(small: Pixels, likeness: Likeness) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -111,11 +119,20 @@ def _sides(coarse: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     sample = coarse[rng.choice(len(coarse), min(len(coarse), 4000), replace=False)]
     center = sample.mean(axis=0)
     variance, directions = np.linalg.eigh(np.cov(sample - center, rowvar=False))
-    spread = np.sqrt(np.maximum(variance[-_DIRECTIONS:], 1e-6 * variance[-1] + 1e-12))
-    # Every direction counts the same, else all hyperplanes would cut along the first few.
+    # Every direction counts the same, else all hyperplanes would cut along the first few; but not
+    # one in which pictures differ no more than copies of one picture do.
+    spread = np.sqrt(np.maximum(variance[-_DIRECTIONS:], _COPY_VARIANCE))
     whitened = directions[:, -_DIRECTIONS:] / spread
     planes = whitened @ rng.standard_normal((_DIRECTIONS, 64))
     return np.asarray((coarse - center) @ planes.astype(np.float32) > 0)
+
+
+def _each_with_each(coarse: NDArray[np.float32], likeness: Likeness) -> Iterator[Pairs]:
+    step = 512
+    for start in range(0, len(coarse), step):
+        alike = coarse[start : start + step] @ coarse[start:].T >= likeness.correlation
+        first, second = np.nonzero(np.triu(alike, 1))
+        yield np.stack([first, second], axis=1) + start
 
 
 def _candidates(sides: NDArray[np.bool_], seed: int) -> list[Pairs]:

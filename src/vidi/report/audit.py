@@ -115,6 +115,7 @@ def _data(audit: Audit) -> View:
         "quarantined": audit.quarantined,
         "ignored": audit.ignored,
         "neighbour_agreement": None,
+        "found": None,
     }
 
 

@@ -68,6 +68,8 @@ class ReportData:
     # The validation split's, where the page is about the test split.
     validation: Evaluation | None = None
     predictions: Predictions | None = None
+    # What was found on the images before training began: the JSON of an `Audit`.
+    audit: Mapping[str, Any] | None = None
     pictures: Pictures | None = None
     explained: Explained | None = None
 
@@ -86,6 +88,7 @@ def load(run: Run) -> ReportData:
         facts = Facts.model_validate_json(run.text("facts"))
         config = tomllib.loads(run.text("config"))
         environment = json.loads(run.text("environment")) if run.has_text("environment") else {}
+        audit = json.loads(run.text("audit")) if run.has_text("audit") else None
     except (ValidationError, ValueError) as error:
         raise DamagedError(f"a file of the run cannot be read: {error}", fix=_OTHER_RUN) from error
     return ReportData(
@@ -94,6 +97,7 @@ def load(run: Run) -> ReportData:
         plan=plan,
         facts=facts,
         environment=environment,
+        audit=audit,
         records=run.metrics.read(),
         timing=run.timing.read(),
         evaluation=None if split is None else judged[split],

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from vidi.metrics import Evaluation
 from vidi.report.data import ReportData
-from vidi.report.words import between, count, quoted, share
+from vidi.report.words import between, count, quoted, share, without_places
 
 Level = Literal["bad", "watch", "fine"]
 
@@ -160,6 +160,15 @@ def _of_data(data: ReportData) -> Iterator[Finding]:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dataset.quarantined.items()))
         total = sum(dataset.quarantined.values())
         yield Finding("watch", f"{count(total, 'file')} could not be used", f"{reasons}.", "data")
+    for each in (data.audit or {}).get("findings", ()):
+        # What is wrong with labels; leaked images are spoken of with the accuracy.
+        if each["severity"] == "error" and each["code"] == "CONFLICT":
+            yield Finding(
+                "bad",
+                f"{count(each['count'], 'image')} in more than one class",
+                without_places(f"{each['message']}."),
+                "data",
+            )
     counts = [n for n in dataset.counts.get("train", ()) if n]
     if counts and max(counts) >= 10 * min(counts):
         yield Finding(

@@ -417,7 +417,25 @@ def _data(data: ReportData) -> View:
         "quarantined": dataset.quarantined,
         "ignored": dataset.ignored,
         "neighbour_agreement": _short(dataset.neighbour_agreement),
+        "found": _found(data.audit),
     }
+
+
+def _found(audit: Mapping[str, Any] | None) -> list[View] | None:
+    """The findings of the audit that a training begins with; None where there was none."""
+    if audit is None:
+        return None
+    return [
+        {
+            "severity": str(each["severity"]),
+            "message": without_places(str(each["message"])),
+            "example": [
+                without_places(relative(str(name)))
+                for name in (each["groups"][0] if each["groups"] else each["paths"])[:2]
+            ],
+        }
+        for each in audit["findings"]
+    ]
 
 
 def _environment(data: ReportData) -> View:

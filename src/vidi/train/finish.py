@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from vidi.augment import ViewKind
-from vidi.data import Dataset, PixelStore
+from vidi.data import Audit, Dataset, PixelStore
+from vidi.errors import DamagedError
 from vidi.evaluate import predict
 from vidi.facts import Split
 from vidi.image import center_crop
@@ -34,12 +35,14 @@ def judge(
     *,
     own_metrics: Sequence[Metric] = (),
     temperature: Temperature | None = None,
+    leaked_ids: Sequence[int] = (),
     kind: ViewKind = "plain",
 ) -> Iterator[tuple[int, Evaluation | None]]:
     """Predict a split in float32, as every later prediction will, and say what it is worth.
 
     Yields (images done, None) while it works, and the Evaluation at the end; predictions,
-    evaluation and the worst mistakes are written into `run`, where there is one. With other views
+    evaluation and the worst mistakes are written into `run`, where there is one. `leaked_ids` are
+    images that training showed too: the numbers are given without them as well. With other views
     than the plain one, the files are named `<split>_tta` and lie beside those of the plain one.
     """
     loader = evaluation_loader(plan, dataset, store, split)
@@ -56,6 +59,7 @@ def judge(
         split=split,
         metrics=own_metrics,
         temperature=temperature,
+        leaked_ids=leaked_ids,
     )
     if run is not None:
         name = split if kind == "plain" else f"{split}_tta"
@@ -71,6 +75,19 @@ def judge(
         if kind == "plain":
             _write_pictures(run, plan, dataset, store, split, predictions)
     yield loader.num_images, evaluation
+
+
+def audit_of(run: Run) -> Audit | None:
+    """What the run found on its images before it began; None where an older version began it.
+
+    Raises DamagedError.
+    """
+    if not run.has_text("audit"):
+        return None
+    try:
+        return Audit.from_json(run.text("audit"))
+    except ValueError as error:
+        raise DamagedError(f"audit.json of {run.path} cannot be read: {error}") from error
 
 
 def fitted_temperature(run: Run) -> Temperature | None:

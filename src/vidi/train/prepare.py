@@ -19,10 +19,13 @@ from vidi.augment import ImageRandom, Transform
 from vidi.batch import Batch
 from vidi.config import Config, load
 from vidi.data import (
+    OF_PIXELS,
+    Audit,
     Dataset,
     Indices,
     Loader,
     PixelStore,
+    audit_store,
     balanced_weights,
     cache_folder,
     free_bytes,
@@ -72,6 +75,8 @@ class Prepared:
     facts: Facts
     plan: Plan
     model: Classifier
+    # What the stored pixels told; None where not all of them were there yet.
+    audit: Audit | None
 
 
 def prepare(
@@ -93,7 +98,7 @@ def prepare(
         DataError: the data do not allow it.
     """
     probe.keep_memory()
-    dataset, store, facts, second = looked_at(data, config, say=say)
+    dataset, store, facts, second, found = looked_at(data, config, say=say)
     probe.configure(second.execution)
     classifier = build_model(second, own_model(second, config, extensions))
     facts = facts.model_copy(update={"model": model.facts(classifier)})
@@ -106,11 +111,16 @@ def prepare(
     final = make(config, facts)
     assert final.pixels == second.pixels, "the pixels were decided before they were decoded"
     probe.configure(final.execution)
-    return Prepared(dataset, store, facts, final, classifier)
+    return Prepared(dataset, store, facts, final, classifier, found)
 
 
 def followed(
-    plan: Plan, facts: Facts, data: str | Path, config: Config, extensions: Extensions
+    plan: Plan,
+    facts: Facts,
+    data: str | Path,
+    config: Config,
+    extensions: Extensions,
+    audit: Audit | None,
 ) -> Prepared:
     """What another process has prepared, built here from its plan.
 
@@ -119,6 +129,8 @@ def followed(
     """
     dataset = open_dataset(data, config.data)
     dataset, store = decoded(dataset, plan, config, say=lambda _: None)
+    if audit is not None:
+        dataset = audit.regroup(dataset)
     if dataset.fingerprint != facts.dataset.fingerprint:
         raise MismatchError(
             f"this process sees other images in {facts.dataset.name} than the first one",
@@ -126,7 +138,7 @@ def followed(
         )
     probe.configure(plan.execution)
     classifier = build_model(plan, own_model(plan, config, extensions))
-    return Prepared(dataset, store, facts, plan, classifier)
+    return Prepared(dataset, store, facts, plan, classifier, audit)
 
 
 class Looked(NamedTuple):
@@ -136,10 +148,14 @@ class Looked(NamedTuple):
     store: PixelStore
     facts: Facts
     plan: Plan
+    # None where not all pixels are there yet.
+    audit: Audit | None
 
 
 def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
     """Open the data, decide about the pixels, decode them, and measure what they say.
+
+    Copies of a picture are put on one side of every split that vidi cuts.
 
     Raises:
         UsageError, ConfigError: the request cannot be.
@@ -155,8 +171,22 @@ def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
     facts = facts.model_copy(update={"weights": model.weights_facts(choice.name, choice.weights)})
     first = make(config, facts)
     dataset, store = decoded(dataset, first, config, say=say)
+    found = None
+    if has_gaps(first):
+        say("copies and leaks are looked for after training: not all images are decoded yet")
+    else:
+        dataset, found = audit_store(dataset, store)
+        say_findings(found, say)
     facts = facts.model_copy(update={"dataset": _with_symmetry(dataset, store, config.train.seed)})
-    return Looked(dataset, store, facts, make(config, facts))
+    return Looked(dataset, store, facts, make(config, facts), found)
+
+
+def say_findings(audit: Audit, say: Say) -> None:
+    """What only the pixels tell, a line a finding; what can be read off the files was said."""
+    for finding in audit.findings:
+        if finding.severity != "note" and finding.code in OF_PIXELS:
+            example = " = ".join((finding.groups[0] if finding.groups else finding.paths)[:2])
+            say(finding.message + (f", e.g. {example}" if example else ""))
 
 
 def decoded(

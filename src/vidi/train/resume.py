@@ -13,6 +13,7 @@ from vidi.facts import Facts
 from vidi.plan import Plan, make
 from vidi.restore import build_model
 from vidi.run import Checkpoint, Run
+from vidi.train.finish import audit_of
 from vidi.train.prepare import (
     Extensions,
     Prepared,
@@ -82,6 +83,9 @@ def reopened(
             fix="give a new --out, or the data that the run began with",
         )
     dataset, store = decoded(dataset, plan, config, say=say)
+    found = audit_of(run)
+    if found is not None:
+        dataset = found.regroup(dataset)
     if dataset.fingerprint != facts.dataset.fingerprint:
         changes = _count_changes(dataset.facts().counts, facts.dataset.counts)
         _refuse_or_note(run, f"the data changed: {changes}", notes, force=force)
@@ -102,7 +106,7 @@ def reopened(
     state.notes += [*notes, *damaged]
     for note in notes:
         say(note)
-    return Reopened(Prepared(dataset, store, facts, plan, classifier), state, checkpoint)
+    return Reopened(Prepared(dataset, store, facts, plan, classifier, found), state, checkpoint)
 
 
 def _refuse_or_note(run: Run, what: str, notes: list[str], *, force: bool) -> None:

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import nn
 from vidi import __version__
 from vidi.augment import Transform
 from vidi.config import Config, load
+from vidi.data import Audit, audit_store
 from vidi.errors import Interrupted, OutOfMemory, StorageError, VidiError
 from vidi.facts import Facts
 from vidi.model import name_of
@@ -42,6 +43,7 @@ from vidi.train.prepare import (
     has_gaps,
     prepare,
     readable,
+    say_findings,
 )
 from vidi.train.ranks import Ranks, Saved, joined
 from vidi.train.resume import reopened
@@ -167,6 +169,8 @@ def _announce(asked: _Asked, prepared: Prepared | None, checkpoint: Saved | None
     told = {"path": str(asked.path.resolve())}
     if prepared is not None:
         told |= {"plan": prepared.plan.model_dump_json(), "facts": prepared.facts.model_dump_json()}
+        if prepared.audit is not None:
+            told["audit"] = prepared.audit.to_json()
     ranks.from_first(json.dumps(told).encode())
     ranks.checkpoint_from_first(checkpoint)
 
@@ -181,7 +185,8 @@ def _follow(asked: _Asked) -> Run:
     if "plan" not in told:
         return run
     plan, facts = Plan.from_json(told["plan"]), Facts.model_validate_json(told["facts"])
-    prepared = followed(plan, facts, asked.data, asked.config, asked.extensions)
+    found = Audit.from_json(told["audit"]) if "audit" in told else None
+    prepared = followed(plan, facts, asked.data, asked.config, asked.extensions, found)
     state = build_state(plan, prepared.model)
     if checkpoint is not None:
         state.restore(checkpoint)
@@ -229,6 +234,8 @@ def _train(
         best_step = load_best(run, prepared.model)
         # Short runs end before all pixels are there; the next one finds them in the cache.
         store.finish()
+        if prepared.audit is None and store.complete:
+            prepared = _audited_late(run, prepared, tell)
         tell(f"judging the weights of step {best_step}")
         _judge(run, plan, config, prepared)
         if has_gaps(plan):
@@ -251,8 +258,18 @@ def _judge(run: Run, plan: Plan, config: Config, prepared: Prepared) -> None:
                     split,
                     own_metrics=own_metrics,
                     temperature=fitted_temperature(run) if split == "test" else None,
+                    leaked_ids=prepared.audit.leaked.get(split, ()) if prepared.audit else (),
                 )
             )
+
+
+def _audited_late(run: Run, prepared: Prepared, tell: Show) -> Prepared:
+    """Look at the images of a run that began before all of them were decoded; its splits stay."""
+    dataset = readable(prepared.dataset, prepared.store, say=lambda _: None)
+    _, found = audit_store(dataset, prepared.store, recut=False)
+    say_findings(found, tell)
+    run.write_text("audit", found.to_json())
+    return replace(prepared, audit=found)
 
 
 def _count_again(run: Run, prepared: Prepared, tell: Show) -> None:
@@ -362,6 +379,7 @@ def _decisions(data: str | Path, config: Config, prepared: Prepared) -> dict[str
         "plan": prepared.plan.model_dump_json(indent=1),
         "facts": prepared.facts.model_dump_json(indent=1),
         "environment": json.dumps(_environment(data), indent=1),
+        **({"audit": prepared.audit.to_json()} if prepared.audit else {}),
     }
 
 

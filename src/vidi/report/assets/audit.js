@@ -1,11 +1,10 @@
 // An audit: what is wrong with the images, with the images.
 import { el, button, definitions } from "./dom.js";
 import { count, whole } from "./format.js";
-import { renderData } from "./data.js";
+import { LEVELS, renderData } from "./data.js";
 import { start } from "./start.js";
 
 const FIRST = 12;
-const LEVELS = { error: "bad", warning: "watch", note: "fine" };
 
 /** Some of `items` at first, all of what is kept when asked; `total` is how many there are. */
 function some(items, total, draw, noun, box) {

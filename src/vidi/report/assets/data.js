@@ -3,6 +3,7 @@ import { el, definitions } from "./dom.js";
 import { count, percent, whole } from "./format.js";
 import { table } from "./table.js";
 
+export const LEVELS = { error: "bad", warning: "watch", note: "fine" };
 const SPLIT_NAMES = { train: "training", validation: "validation", test: "test" };
 
 export function renderData(root, view) {
@@ -23,6 +24,12 @@ export function renderData(root, view) {
     ...(view.neighbour_agreement === null ? [] : [["Nearest image has the same class", percent(view.neighbour_agreement), el("span", { class: "hint" }, "how far plain pixels get")]]),
     ["Fingerprint", el("code", {}, view.fingerprint)],
   ]));
+  if (view.found !== null) {
+    root.append(el("h3", { class: "apart" }, "What the images told before training"),
+      view.found.length === 0 ? el("p", { class: "hint" }, "Nothing: no image is there twice, none is blank.")
+        : el("ul", { class: "told" }, view.found.map((each) => el("li", { class: `finding ${LEVELS[each.severity]}` },
+          each.message, each.example.length ? el("span", { class: "hint" }, ` e.g. ${each.example.join(" = ")}`) : null))));
+  }
   const rows = view.classes.map((name, label) => ({ name, n: view.splits.map((split) => view.counts[split][label]) }));
   const most = Math.max(1, ...rows.map((row) => row.n.reduce((a, b) => a + b, 0)));
   root.append(table({
