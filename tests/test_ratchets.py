@@ -25,7 +25,7 @@ ROWS = (
     ("errors",),
     ("config", "facts", "schedule", "image", "metrics", "space", "storage", "augment_settings"),
     ("plan", "label_errors"),
-    ("run", "zoo", "batch", "bundle", "finite", "energy"),
+    ("run", "zoo", "batch", "bundle", "finite", "energy", "download"),
     ("weights", "loss", "comparing"),
     ("data", "augment", "model", "optim", "step", "memory", "import_weights"),
     ("probe", "restore", "suspects"),

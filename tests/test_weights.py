@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vidi import model, weights
+from vidi import download, model, weights
 from vidi.errors import DamagedError, MissingExtra, UsageError, VidiError
 
 
@@ -328,7 +328,8 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(download, "_PAUSES_S", ())
     torch.save(state(), tmp_path / "published")
     Server.content = (tmp_path / "published").read_bytes()
     Server.breaks_after, Server.ranges, Server.status, Server.asked = None, True, 200, []
@@ -429,7 +430,7 @@ def test_a_file_fetched_by_hand_is_verified_and_used(tmp_path: Path) -> None:
 
 
 def test_an_encrypted_connection_is_never_given_up() -> None:
-    handler = weights._NoDowngrade()
+    handler = download._NoDowngrade()
     request = urllib.request.Request("https://a.example/x")
     with pytest.raises(OSError, match="not encrypted"):
         handler.redirect_request(request, None, 302, "", {}, "http://a.example/x")  # type: ignore[arg-type]

@@ -17,32 +17,23 @@ import struct
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPMessage
 from pathlib import Path
-from typing import IO, Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from vidi.download import Watch, download, verify
 from vidi.errors import DamagedError, MissingExtra, UsageError
-from vidi.storage import explained, make_folder, parse_json, read_file, write_file
+from vidi.storage import make_folder, parse_json, read_file, write_file
 
-# Larger than any model that fits a training machine; a header or a download beyond it is hostile.
+# Larger than any model that fits a training machine; a header beyond it is hostile.
 _MAX_HEADER_BYTES = 16 * 2**20
 _MAX_TENSORS = 100_000
-_MAX_DOWNLOAD_BYTES = 8 * 2**30
-_CHUNK_BYTES = 1 << 20
-# No byte for so long means that the connection is dead.
-_TIMEOUT_S = 30.0
 _IMPORT_TIMEOUT_S = 600.0
-
-Watch = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +125,14 @@ def obtain(
     make_folder(folder)
     path = folder / name
     if not path.is_file():
-        download(source, path, sha256=sha256, size_bytes=size_bytes, watch=watch)
+        download(
+            source,
+            path,
+            sha256=sha256,
+            size_bytes=size_bytes,
+            watch=watch,
+            instead="use weights that need no network (efficientnet_lite0)",
+        )
     verify(path, sha256)
     state = from_checkpoint(path, folder=folder)
     with contextlib.suppress(OSError):
@@ -168,140 +166,6 @@ def _from_package(module: str, file: str, sha256: str) -> dict[str, Tensor]:
     # All of its digest is known, so it is read in this process: three seconds less to start.
     verify(path, sha256)
     return unpickled(path)
-
-
-def verify(path: Path, sha256: str) -> None:
-    """
-    Raises:
-        DamagedError: the file is missing or has other contents; both digests are named.
-    """
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DamagedError(f"cannot read the weights {path}: {error.strerror}") from None
-    if not found.startswith(sha256):
-        raise DamagedError(
-            f"{path} is not the file that was published: "
-            f"SHA-256 {found[:16]}..., not {sha256[:16]}...",
-            fix="delete it and fetch it again",
-        )
-
-
-# ---- Over the network ----------------------------------------------------------------------------
-
-
-class _NoDowngrade(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, but never from an encrypted connection to a plain one."""
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            raise urllib.error.URLError(f"redirected to {newurl}, which is not encrypted")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def download(
-    url: str,
-    path: Path,
-    *,
-    sha256: str,
-    size_bytes: int | None = None,
-    watch: Watch | None = None,
-) -> None:
-    """Fetch a file to `path`; what an interrupted download left is continued.
-
-    Until it is complete and has the right digest it is called `path` + ".part".
-
-    Raises:
-        UsageError: the network or the server fails, with what to do without it.
-        DamagedError: the server's file is not the one that was published.
-        StorageError: it cannot be written.
-    """
-    part = path.with_name(f"{path.name}.part")
-    limit = _MAX_DOWNLOAD_BYTES if size_bytes is None else size_bytes + size_bytes // 20 + 2**20
-    for attempt in range(2):
-        resumed = _fetch(url, part, limit, watch)
-        try:
-            verify(part, sha256)
-        except DamagedError:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            # What was continued may be the beginning of another file; once more, from nothing.
-            if resumed and attempt == 0:
-                continue
-            raise DamagedError(
-                f"{url} gives a file that is not the one that was published",
-                fix=f"try again later, or put the right one (SHA-256 {sha256}...) at {path}",
-            ) from None
-        with explained("cannot keep", path):
-            part.replace(path)
-        return
-
-
-def _fetch(url: str, part: Path, limit: int, watch: Watch | None) -> bool:
-    """Append what is missing of `url` to `part`; True when there was something to continue."""
-    have = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "vidi"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    opener = urllib.request.build_opener(_NoDowngrade)
-    try:
-        with opener.open(request, timeout=_TIMEOUT_S) as answer:
-            continued = bool(have) and answer.status == 206
-            length = answer.headers.get("Content-Length", "")
-            start = have if continued else 0
-            total = start + int(length) if length.isdigit() else None
-            _receive(answer, part, start, total, limit, watch)
-    except urllib.error.HTTPError as error:
-        error.close()
-        # The whole file is there already: nothing lies beyond its end.
-        if error.code == 416 and have:
-            return True
-        raise _unreachable(url, part, f"the server answers {error.code} {error.reason}") from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise _unreachable(url, part, str(reason) or type(error).__name__) from None
-    return continued
-
-
-def _receive(
-    answer: Any, part: Path, start: int, total: int | None, limit: int, watch: Watch | None
-) -> None:
-    if total is not None and total > limit:
-        raise UsageError(f"the server's file has {total:,} bytes; expected are {limit:,} at most")
-    received = start
-    with part.open("ab" if start else "wb") as file:
-        # A read that fails is the network's doing, a write that fails the disk's.
-        while chunk := answer.read(_CHUNK_BYTES):
-            received += len(chunk)
-            if received > limit:
-                raise UsageError(f"the server sends more than the {limit:,} bytes expected")
-            with explained("cannot write", part):
-                file.write(chunk)
-            if watch is not None:
-                watch(received, total)
-        with explained("cannot write", part):
-            file.flush()
-            os.fsync(file.fileno())
-    if total is not None and received < total:
-        raise urllib.error.URLError(f"the connection ended after {received:,} of {total:,} bytes")
-
-
-def _unreachable(url: str, part: Path, reason: str) -> UsageError:
-    path = part.with_name(part.name.removesuffix(".part"))
-    return UsageError(
-        f"cannot download {url}: {reason}",
-        fix=f"the same command continues it; or fetch it elsewhere and put it at {path}; "
-        "or use weights that need no network (efficientnet_lite0)",
-    )
 
 
 # ---- Files ---------------------------------------------------------------------------------------

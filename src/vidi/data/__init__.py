@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vidi.data.audit import OF_PIXELS, Audit, Finding, audit, audit_store, pictures
 from vidi.data.cache import CachedStore, cache_folder, free_bytes, list_stores, prune
+from vidi.data.custom import Images
 from vidi.data.dataset import Dataset, Indices, Skipped
 from vidi.data.filling import UnreadableRow
 from vidi.data.loader import Loader
@@ -19,6 +20,7 @@ __all__ = [
     "CachedStore",
     "Dataset",
     "Finding",
+    "Images",
     "Indices",
     "Loader",
     "PixelStore",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, final
 
@@ -35,9 +36,18 @@ def read_bytes(path: bytes) -> bytes:
     Tried four times in about a second where the failure may pass by itself. Special files are not
     opened: reading a pipe would never end.
     """
+    return _patiently(lambda: _read_once(path))
+
+
+def read_part(path: bytes, offset: int, size: int) -> bytes:
+    """`size` bytes of a regular file from `offset` on; raises UnreadableImage like `read_bytes`."""
+    return _patiently(lambda: _read_part_once(path, offset, size))
+
+
+def _patiently(read: Callable[[], bytes]) -> bytes:
     for wait_s in (*RETRY_S, None):
         try:
-            return _read_once(path)
+            return read()
         except OSError as error:
             if error.errno in _DENIED:
                 raise UnreadableImage(
@@ -54,7 +64,9 @@ def read_bytes(path: bytes) -> bytes:
     raise AssertionError
 
 
-def _read_once(path: bytes) -> bytes:
+@contextlib.contextmanager
+def _opened(path: bytes) -> Iterator[tuple[int, int]]:
+    """A descriptor and the size of a regular file."""
     # Without O_NONBLOCK, opening a pipe that took the place of a file would block for ever.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
@@ -62,14 +74,30 @@ def _read_once(path: bytes) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableImage("it is no regular file", reason="SPECIAL_FILE")
-        if status.st_size > MAX_FILE_BYTES:
-            raise UnreadableImage(f"{status.st_size:,} bytes", reason="TOO_LARGE")
-        data = os.read(descriptor, status.st_size + 1)
+        yield descriptor, status.st_size
+    finally:
+        os.close(descriptor)
+
+
+def _read_once(path: bytes) -> bytes:
+    with _opened(path) as (descriptor, size):
+        if size > MAX_FILE_BYTES:
+            raise UnreadableImage(f"{size:,} bytes", reason="TOO_LARGE")
+        data = os.read(descriptor, size + 1)
         while part := os.read(descriptor, 1 << 20) if len(data) <= MAX_FILE_BYTES else b"":
             data += part
         return data
-    finally:
-        os.close(descriptor)
+
+
+def _read_part_once(path: bytes, offset: int, size: int) -> bytes:
+    with _opened(path) as (descriptor, _):
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        data = b""
+        while len(data) < size and (part := os.read(descriptor, size - len(data))):
+            data += part
+        if len(data) < size:
+            raise UnreadableImage(f"{len(data):,} of {size:,} bytes", reason="TRUNCATED")
+        return data
 
 
 @final

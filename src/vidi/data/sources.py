@@ -8,44 +8,73 @@ from pathlib import Path
 from typing import Final
 
 from vidi.config import DataConfig
+from vidi.data import builtin
+from vidi.data.builtin import open_built_in
 from vidi.data.cifar import looks_like_cifar, open_cifar
+from vidi.data.custom import NAME, Images, from_object, open_custom
 from vidi.data.dataset import Dataset
 from vidi.data.folder import open_folder
 from vidi.data.idx import image_files, open_digits, open_idx
+from vidi.data.parquet import is_parquet, open_parquet, parquets_of
+from vidi.data.shards import looks_like_shards, open_shards, shards_of
 from vidi.data.table import is_table, open_table, tables_of
 from vidi.errors import UsageError
 
 # Names that stand for data without being a path.
-BUILT_IN: Final[dict[str, Callable[[DataConfig], Dataset]]] = {"digits": open_digits}
+BUILT_IN: Final = ("digits", *builtin.BUILT_IN)
 FORMATS: Final[dict[str, Callable[[Path, DataConfig], Dataset]]] = {
     "folder": open_folder,
     "idx": open_idx,
     "cifar": open_cifar,
     "table": open_table,
+    "parquet": open_parquet,
+    "shards": open_shards,
 }
 
 
-def open_dataset(source: str | Path, asked: DataConfig | None = None) -> Dataset:
+def open_dataset(
+    source: str | Path | Images,
+    asked: DataConfig | None = None,
+    *,
+    say: Callable[[str], None] | None = None,
+) -> Dataset:
     """List the images of `source`, give each a class and a split, and read none of them.
 
-    source: an image folder, a table of paths and labels, a folder of IDX or CIFAR files, or a
-        built-in name.
+    source: an image folder; a table of paths or images and labels (CSV, JSON lines, Parquet), or a
+        folder of such; a folder of IDX files, CIFAR's binary files or tar shards; an address or a
+        pattern of tar shards; `module:object`, or such an object; a built-in name.
+    say: told what takes long, such as a download, one line at a time.
 
     Raises:
         UsageError: there is nothing at that path, or a name that does not exist.
         DataError: what is there is no data set of at least two classes.
+        DamagedError: a file of it is damaged.
     """
     asked = asked or DataConfig()
+    if not isinstance(source, str | Path):
+        return from_object(source, type(source).__name__, asked)
+    text = str(source)
     path = Path(source).expanduser()
     try:
         there = path.exists()
     except OSError as error:
         raise UsageError(f"cannot look at {source}: {error.strerror}") from error
-    if not there:
-        if str(source) in BUILT_IN:
-            return BUILT_IN[str(source)](asked)
-        raise UsageError(f"no such file or folder: {source}", fix=_nearest(path))
-    return FORMATS[_format_of(path, asked.format)](path, asked)
+    if there:
+        return FORMATS[_format_of(path, asked.format)](path, asked)
+    if text == "digits":
+        return open_digits(asked)
+    if text in builtin.BUILT_IN:
+        return open_built_in(text, asked, say=say)
+    if looks_like_shards(text):
+        return open_shards(text, asked)
+    if "://" in text:
+        raise UsageError(
+            f"{text} is no address of tar shards",
+            fix="such as https://host/train-{000..099}.tar; download other data first",
+        )
+    if NAME.fullmatch(text):
+        return open_custom(text, asked)
+    raise UsageError(f"no such file or folder: {source}", fix=_nearest(path))
 
 
 def _format_of(path: Path, asked: str | None) -> str:
@@ -60,18 +89,26 @@ def _format_of(path: Path, asked: str | None) -> str:
     if path.is_file():
         if is_table(path):
             return "table"
+        if is_parquet(path):
+            return "parquet"
+        if looks_like_shards(str(path)):
+            return "shards"
         if "idx" in path.name:
             return "idx"
         raise UsageError(
             f"{path} is a file of a kind that is not recognised",
             fix="give a folder with one sub-folder of images for each class, or a table of paths "
-            "and labels (.csv, .tsv, .jsonl)",
+            "and labels (.csv, .tsv, .jsonl, .parquet)",
         )
     if image_files(path):
         return "idx"
     if looks_like_cifar(path):
         return "cifar"
-    return "table" if tables_of(path) else "folder"
+    if tables_of(path):
+        return "table"
+    if parquets_of(path):
+        return "parquet"
+    return "shards" if shards_of(path) else "folder"
 
 
 def _nearest(path: Path) -> str:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from vidi.config import DataConfig
 from vidi.data import split as splits
 from vidi.data.cache import cache_folder
-from vidi.data.dataset import Dataset, Skipped, assemble
+from vidi.data.dataset import Dataset, Skipped, Source, assemble
 from vidi.data.files import Files, Names
 from vidi.data.folder import natural
 from vidi.errors import DataError
@@ -47,6 +47,10 @@ CHECKED_ROWS: Final = 200_000
 _BATCH_ROWS: Final = 1 << 16
 # The csv module refuses fields above its limit by itself; lines of JSON have none.
 _MAX_LINE: Final = 1 << 20
+
+
+# (names, their numbers among all rows that were added, sizes and times or None) -> Source
+Build = Callable[[Names, NDArray[np.int64], NDArray[np.int64] | None], Source]
 
 
 class Batch(NamedTuple):
@@ -79,7 +83,17 @@ def open_table(path: Path, asked: DataConfig) -> Dataset:
         for batch in read_batches(table):
             rows.add(table.name, batch, number)
     name = folder.resolve().name if path.is_dir() else path.stem
-    return rows.dataset(name, folder, asked)
+    return rows.dataset(name, asked, files_under(folder, asked), folder=folder)
+
+
+def files_under(folder: Path, asked: DataConfig) -> Build:
+    """Rows are files; their paths are absolute, or relative to `folder`."""
+
+    def build(names: Names, _: NDArray[np.int64], stamps: NDArray[np.int64] | None) -> Source:
+        root = os.path.realpath(os.fsencode(folder))
+        return Files(root, names, stamps, cache_folder(asked.cache_dir))
+
+    return build
 
 
 def read_batches(path: Path) -> Iterator[Batch]:
@@ -166,11 +180,11 @@ def _json_batches(path: Path, file: Iterable[str]) -> Iterator[Batch]:
             numbers.append(number)
         if rows and not chosen:
             chosen = choose_columns(path, rows[0])
-        columns = {role: [_cell(row.get(key)) for row in rows] for role, key in chosen.items()}
+        columns = {role: [json_cell(row.get(key)) for row in rows] for role, key in chosen.items()}
         yield Batch(numbers, columns)
 
 
-def _cell(value: object) -> str:
+def json_cell(value: object) -> str:
     """JSON's numbers and words as the text that a CSV would have; nothing is an empty cell."""
     if isinstance(value, str):
         return value
@@ -207,8 +221,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def add(self, table: str, batch: Batch, number: int) -> None:
-        """number: the split of all rows, or -1 where a column says it or nobody does."""
+    def add(self, table: str, batch: Batch, number: int) -> NDArray[np.int64]:
+        """number: the split of all rows, or -1 where a column says it or nobody does.
+
+        Returns which rows of the batch can be used; the others are quarantined.
+        """
+        taken = np.arange(len(batch.lines))
         wrong = dict(self._wrong(batch))
         lines, columns = batch.lines, dict(batch.columns)
         if wrong:
@@ -219,8 +237,9 @@ class Rows:
             keep = [row for row in range(len(lines)) if row not in wrong]
             lines = [lines[row] for row in keep]
             columns = {role: [cells[row] for row in keep] for role, cells in columns.items()}
+            taken = np.array(keep, dtype=np.int64)
         if not lines:
-            return
+            return taken
         self._lines.append((len(self), table, lines))
         names = [os.fsencode(name) for name in columns["image"]]
         self.text += b"".join(names)
@@ -240,6 +259,7 @@ class Rows:
             self.weights.extend(itertools.repeat(1.0, len(lines)))
         else:
             self.weights.extend(map(float, weights))
+        return taken
 
     def _wrong(self, batch: Batch) -> Iterator[tuple[int, tuple[str, str]]]:
         """(row, (reason, text)) of the rows of a batch that cannot be used."""
@@ -258,8 +278,15 @@ class Rows:
         first, table, lines = next(part for part in reversed(self._lines) if part[0] <= row)
         return f"{table}, line {lines[row - first]}"
 
-    def dataset(self, name: str, folder: Path, asked: DataConfig) -> Dataset:
-        """Raises DataError: fewer than two classes are left."""
+    def dataset(
+        self, name: str, asked: DataConfig, build: Build, *, folder: Path | None = None
+    ) -> Dataset:
+        """The rows that can be used, read by what `build` makes of their names and numbers.
+
+        folder: where to look whether the files are there.
+
+        Raises DataError: fewer than two classes are left.
+        """
         ends = np.cumsum(np.frombuffer(self.lengths, dtype=np.int64))
         texts = Names(bytes(self.text), ends)
         self.text = bytearray()
@@ -269,7 +296,7 @@ class Rows:
         keep = np.ones(len(self), dtype=np.bool_)
         self._drop_repeated(texts, codes, keep)
         stamps = None
-        if len(self) <= CHECKED_ROWS:
+        if folder is not None and len(self) <= CHECKED_ROWS:
             stamps = self._stat(texts, folder, keep)
         classes, label_of = self._classes(codes, given, keep, name)
         for row in np.flatnonzero(keep & (label_of[codes] < 0)).tolist():
@@ -278,14 +305,13 @@ class Rows:
             keep[row] = False
         groups = np.frombuffer(self.groups, dtype=np.int64)
         weights = np.frombuffer(self.weights, dtype=np.float32)
+        rows = np.flatnonzero(keep)
         if not keep.all():
-            texts = texts.take(np.flatnonzero(keep))
+            texts = texts.take(rows)
             stamps = None if stamps is None else stamps[keep]
-        root = os.path.realpath(os.fsencode(folder))
-        source = Files(root, texts, stamps, cache_folder(asked.cache_dir))
         return assemble(
             name,
-            source,
+            build(texts, rows, stamps),
             classes,
             label_of[codes[keep]],
             given[keep],

@@ -162,7 +162,7 @@ def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
         DataError: the data do not allow it.
     """
     machine = probe.machine()
-    dataset = open_dataset(data, config.data)
+    dataset = open_dataset(data, config.data, say=say)
     free = free_bytes(cache_folder(config.data.cache_dir))
     facts = Facts(dataset=dataset.facts(), machine=machine, cache_free_bytes=free)
     for line in _described(dataset):
