@@ -44,7 +44,8 @@ Data = Annotated[
     typer.Argument(
         metavar="DATA",
         help="A folder with one folder of images for each class (inside train, validation and test "
-        "folders, if there are such), a folder of IDX files, or the name 'digits'.",
+        "folders, if there are such), a table (.csv, .jsonl, .parquet), tar shards, IDX or CIFAR "
+        "files, module:object, or a name such as digits, mnist or cifar10.",
         show_default=False,
     ),
 ]
