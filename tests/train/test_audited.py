@@ -92,3 +92,24 @@ def test_other_data_are_judged_without_what_this_run_knows(photos: Path, tmp_pat
         draw(other / "train" / "ab"[number % 2] / f"{number}.jpg", 2000 + number)
         draw(other / "test" / "ab"[number % 2] / f"{number}.jpg", 3000 + number)
     assert vidi.evaluate(run.path, other, split="test").n_leaked == 0
+
+
+def test_a_run_that_decodes_alongside_looks_when_all_is_decoded(
+    photos: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    run = vidi.train(
+        photos,
+        settings={**QUICK, "data.build": "alongside"},
+        out=tmp_path / "run",
+        show=lambda what: said.append(str(what)),
+    )
+    assert any("3 test images (25.0%) can also be seen in training" in line for line in said)
+    found = Audit.from_json(run.text("audit"))
+    # The splits were in use by then.
+    assert not found.recut
+    assert found.leaked["validation"]
+    evaluation = Evaluation.model_validate_json(run.read_evaluation("test"))
+    assert evaluation.n_leaked == 3
+    again = vidi.evaluate(run.path, split="validation")
+    assert again.n_leaked == len(found.leaked["validation"])

@@ -196,8 +196,11 @@ def audit_store(
 ) -> tuple[Dataset, Audit]:
     """The part of an audit that needs no file: what the decoded pixels of a store tell.
 
-    recut: whether copies are put on one side of every split that vidi cuts. `dataset` is the one without the rows that the store could not decode. Which of its pictures are
-    alike is kept beside a store's pixels, because it takes seconds for some ten thousand of them.
+    dataset: without the rows that the store could not decode.
+    recut: whether copies are put on one side of every split that vidi cuts.
+
+    Which pictures are alike is kept beside a store's pixels, because it takes seconds for some ten
+    thousand of them.
     """
     began_at = time.perf_counter()
     small = thumbnails(store.images)
