@@ -204,11 +204,12 @@ def audit_store(
     """
     began_at = time.perf_counter()
     small = thumbnails(store.images)
-    near = _recalled(store.path / "near-pairs", len(store))
+    # A store in memory only has no folder.
+    on_disk = (store.path / "manifest").is_file()
+    near = _recalled(store.path / "near-pairs", len(store)) if on_disk else None
     if near is None:
         near = near_pairs(small)
-        # A store in memory only has no folder.
-        if store.path.is_dir():
+        if on_disk:
             _keep(store.path / "near-pairs", near)
     return _judge(dataset, small, None, began_at, near, recut=recut)
 

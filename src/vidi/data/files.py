@@ -110,6 +110,7 @@ class Names:
     def __init__(self, text: bytes, ends: NDArray[np.int64]) -> None:
         self._text = text
         self._ends = ends
+        self._hashes: Hashes | None = None
 
     @classmethod
     def of(cls, names: Iterable[bytes]) -> Names:
@@ -126,7 +127,10 @@ class Names:
 
     def hashes(self) -> Hashes:
         """(N,): what splits are drawn by."""
-        return hash_texts(self._text, self._ends)
+        # 5 s for ten million of them, and asked for twice.
+        if self._hashes is None:
+            self._hashes = hash_texts(self._text, self._ends)
+        return self._hashes
 
     def digest(self) -> bytes:
         """16 bytes that stand for all names in their order."""

@@ -67,12 +67,27 @@ def stratified(
         alone = _alone(groups)
         held_out |= _whole_groups(labels, order, groups, alone, quota)
         quota = np.maximum(quota - np.bincount(labels[held_out], minlength=len(counts)), 0)
-    for number in np.flatnonzero(quota):
-        rows = np.flatnonzero((labels == number) & alone)
-        left = int(((labels == number) & ~held_out).sum())
-        first = np.argsort(order[rows], kind="stable")[: min(int(quota[number]), left - 1)]
-        held_out[rows[first]] = True
+    left = counts - np.bincount(labels[held_out], minlength=len(counts))
+    quota = np.minimum(quota, left - 1)
+    rows = np.flatnonzero(alone)
+    rows = rows[_by_class(labels[rows], order[rows])]
+    mine = labels[rows]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(mine, minlength=len(counts)))[:-1]])
+    rank = np.arange(len(rows)) - starts[mine]
+    held_out[rows[rank < quota[mine]]] = True
     return held_out
+
+
+def _by_class(labels: Labels, order: Hashes) -> NDArray[np.int64]:
+    """Rows class by class, in each by ascending `order`.
+
+    By one sort of numbers that begin with the class, which takes half the time of two sorts. What
+    that cuts off the end of a hash of 64 bits decides nothing.
+    """
+    bits = max(1, int(labels.max(initial=0)).bit_length())
+    shift = np.uint64(64 - bits)
+    keys = (labels.astype(np.uint64) << shift) | (order >> np.uint64(bits))
+    return np.argsort(keys, kind="stable")
 
 
 def _quota(counts: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
