@@ -896,9 +896,11 @@ def _without(words: list[str], options: set[str]) -> list[str]:
 
 
 def _own(name: str | None) -> Any:
+    if name is None:
+        return None
     from vidi.config import load
 
-    return None if name is None else load(name)
+    return load(name)
 
 
 def _evaluation(text: str) -> Evaluation:
