@@ -136,7 +136,8 @@ def test_the_time_limit_holds_from_step_to_step() -> None:
     model.slow_s = 0.2
     started_at = time.perf_counter()
     found = measured(model, limit_s=1.0)
-    assert time.perf_counter() - started_at < 2.5
+    # A second, two more steps, and the forward pass, on a machine that does other things too.
+    assert time.perf_counter() - started_at < 4.0
     assert found.steps[0].images_per_second > 0
 
 

@@ -167,3 +167,39 @@ def test_after_a_kill_all_start_again_from_the_checkpoint(alone: Run, tmp_path: 
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert losses(Run.open(out)) == pytest.approx(losses(alone), rel=1e-5)
+
+
+CRAMPED = """
+import os
+import torch
+from torch import nn
+
+class Cramped(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        if os.environ["RANK"] == "1" and self.training and len(images) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.head(images.flatten(1))
+"""
+
+
+@pytest.mark.slow
+def test_one_that_runs_out_of_memory_halves_what_it_does_at_once(tmp_path: Path) -> None:
+    (tmp_path / "cramped.py").write_text(CRAMPED)
+    words = command(tmp_path / "run", "--nproc", "2", model__name="cramped:Cramped",
+                    train__epochs=2)  # fmt: skip
+    where = next(number for number, word in enumerate(words) if "dropout" in word)
+    del words[where - 1 : where + 1]
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    checkpoint, _ = Run.open(tmp_path / "run").newest_checkpoint()
+    assert checkpoint is not None
+    # What one learnt, all know when the run is continued: 31 images, 16, 8.
+    assert checkpoint.state["training_limit"] == 8

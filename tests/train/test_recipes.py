@@ -18,9 +18,12 @@ from torch import Tensor, nn
 import vidi
 from vidi.augment import ImageRandom
 from vidi.batch import Batch
+from vidi.config import Config
 from vidi.errors import ConfigError, Interrupted, TrainingError
+from vidi.plan import Plan
 from vidi.run import Run
-from vidi.train import Progress
+from vidi.train import Extensions, Job, Progress, State, build_job, build_state, loop, prepare
+from vidi.train.saving import Saver
 
 SETTINGS: dict[str, object] = {
     "train.epochs": 1,
@@ -248,6 +251,48 @@ def test_a_broken_weight_is_never_written_and_the_checkpoint_before_it_is_taken(
     assert evaluation["accuracy"] > 0.5
 
 
+def built(**settings: object) -> tuple[Plan, Job, State]:
+    """The parts of a run on digits."""
+    config = Config().with_settings({**SETTINGS, **settings})
+    prepared = prepare("digits", config, Extensions(), say=lambda _: None, started_at=0.0)
+    plan = prepared.plan
+    job = build_job(plan, config, prepared.dataset, prepared.store, Extensions())
+    return plan, job, build_state(plan, prepared.model)
+
+
+def test_a_broken_average_begins_anew_from_the_model(tmp_path: Path) -> None:
+    _, _, state = built(**{"train.ema_decay": 0.9})
+    assert state.average is not None
+    state.average.update(state.model)
+    with torch.no_grad():
+        next(state.average.model.parameters()).fill_(torch.nan)
+    run = Run.create(tmp_path / "run", texts={"config": ""})
+    with run.lock(), Saver(run, every_s=0.0) as saver:
+        saver.save(state, wait=True)
+    assert any("begins anew" in note for note in state.notes)
+    assert all(bool(torch.isfinite(t).all()) for t in weights(run).values())
+    averaged = state.average.model.state_dict()
+    assert all(torch.equal(averaged[k], v) for k, v in state.model.state_dict().items())
+
+
+def test_float16_that_cannot_hold_the_gradients_ends_in_words(tmp_path: Path) -> None:
+    plan, job, state = built()
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=0.5)
+    run = Run.create(tmp_path / "run", texts={"config": ""})
+    with run.lock(), pytest.raises(TrainingError, match="fell below 1") as stopped:
+        list(loop(plan, job, state, run))
+    assert "bfloat16" in stopped.value.fix
+
+
+def test_an_operation_without_a_deterministic_form_is_named(tmp_path: Path) -> None:
+    def transform(batch: Batch, rng: ImageRandom, done: float) -> Batch:
+        del batch, rng, done
+        raise RuntimeError("pool_backward_cuda does not have a deterministic implementation, but")
+
+    with pytest.raises(TrainingError, match="pool_backward_cuda"):
+        train(tmp_path / "run", transforms=(transform,))
+
+
 def test_constant_images_give_numbers(tmp_path: Path) -> None:
     data = tmp_path / "flat"
     from PIL import Image  # noqa: PLC0415
@@ -262,6 +307,12 @@ def test_constant_images_give_numbers(tmp_path: Path) -> None:
         out=tmp_path / "run",
     )
     assert np.isfinite(json.loads(run.read_evaluation("test"))["log_loss"])
+
+
+def test_a_network_of_one_size_cannot_grow(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot take images of 4 px"):
+        train(tmp_path / "run", train__progressive_px=(4, 8))
+    assert not (tmp_path / "run").exists()
 
 
 def test_layers_of_a_network_that_knows_nothing_cannot_be_kept(tmp_path: Path) -> None:

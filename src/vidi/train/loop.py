@@ -141,6 +141,7 @@ def _steps(plan: Plan, job: Job, state: State, run: Run | None, saver: Saver) ->
                     state.average.update(state.model, plan.ema_every_steps)
                 if state.step % plan.log_every_steps == 0 or state.step == plan.last_step:
                     _log(plan, job, state, run, watch)
+                    _check_scale(state)
                 if state.consecutive_skips > MAX_CONSECUTIVE_SKIPS:
                     _back_to_a_checkpoint(state, saver, plan, batch)
                 yield watch.progress("train", state)
@@ -357,6 +358,15 @@ def _log(plan: Plan, job: Job, state: State, run: Run | None, watch: _Watch) -> 
         )
         run.timing.append({"step": state.step, **watch.lap()})
     state.window = Window.empty(job.device)
+
+
+def _check_scale(state: State) -> None:
+    """float16 needs gradients to be scaled up; a scale below 1 says that it cannot hold them."""
+    if state.scaler is not None and state.scaler.get_scale() < 1.0:
+        raise TrainingError(
+            f"float16 cannot hold the gradients at step {state.step}: their scale fell below 1",
+            fix="--set machine.precision=bfloat16, or float32",
+        )
 
 
 def _read_skips(state: State, plan: Plan) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vidi import augment, model, optim, probe, schedule
 from vidi.augment import ImageRandom, Transform
@@ -102,6 +103,7 @@ def prepare(
     probe.configure(second.execution)
     classifier = build_model(second, own_model(second, config, extensions))
     facts = facts.model_copy(update={"model": model.facts(classifier)})
+    _check_sizes(second, classifier)
     with store.pause():
         measured = _measured(second, config, facts, dataset, store, classifier, extensions, say=say)
     if measured is not None:
@@ -112,6 +114,24 @@ def prepare(
     assert final.pixels == second.pixels, "the pixels were decided before they were decoded"
     probe.configure(final.execution)
     return Prepared(dataset, store, facts, final, classifier, found)
+
+
+def _check_sizes(plan: Plan, classifier: Classifier) -> None:
+    """Raises ConfigError when the network cannot take the sizes of the images along the run."""
+    was_training = classifier.training
+    classifier.eval()
+    for px in sorted({stage.image_px for stage in plan.stages} - {classifier.image_px}):
+        image = torch.zeros(1, classifier.channels, px, px, device=classifier.scale.device)
+        try:
+            with torch.inference_mode():
+                classifier(image)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise ConfigError(
+                f"train.progressive_px: '{plan.model.name}' cannot take images of {px} px: "
+                f"{str(error).splitlines()[0]}",
+                fix="give larger sizes, or another network: mlp and its like take one size only",
+            ) from None
+    classifier.train(was_training)
 
 
 def followed(
@@ -396,7 +416,7 @@ def _at_size(plan: Plan, image_px: int) -> Transform:
         images = functional.interpolate(
             batch.images.float(), size=image_px, mode="bilinear", antialias=True
         )
-        return Batch(images, batch.targets, batch.ids)
+        return replace(batch, images=images)
 
     # Cropping would show less of the image, where it is to be shown smaller.
     return augment.compose((augment.from_settings(plan.augment), shrunk))
@@ -471,7 +491,7 @@ def _measured(
         return None
     assert facts.model is not None
     limit_s = max(PROBE_MIN_S, min(PROBE_MAX_S, PROBE_SHARE * guess_s))
-    options = _options(plan, config, facts, limit_s)
+    options = _options(plan, config, facts, classifier, limit_s)
     cache_dir = cache_folder(config.data.cache_dir)
     key = probe.key_of(facts.machine, facts.model, plan, options)
     if config.machine.probe != "fresh" and (known := probe.recalled(cache_dir, key)) is not None:
@@ -521,8 +541,11 @@ def some_batches(
     return batches
 
 
-def _options(plan: Plan, config: Config, facts: Facts, limit_s: float) -> probe.Space:
-    """What may be tried: what the machine allows and what was not asked for by hand."""
+def _options(
+    plan: Plan, config: Config, facts: Facts, classifier: Classifier, limit_s: float
+) -> probe.Space:
+    """What may be tried: what the machine allows, does not change what is learnt, and was not asked
+    for by hand."""
     asked = config.machine
     options = probe.space(
         plan.execution.device,
@@ -531,6 +554,10 @@ def _options(plan: Plan, config: Config, facts: Facts, limit_s: float) -> probe.
         threads=plan.execution.threads,
         limit_s=limit_s,
     )
+    normalised = any(isinstance(module, _BatchNorm) for module in classifier.modules())
+    if normalised and not plan.model.freeze_batch_norm:
+        # Batch norms would learn from the statistics of smaller batches.
+        options = replace(options, micro_batch_sizes=(plan.local_batch_size,))
     fixed: dict[str, Any] = {
         "precisions": asked.precision,
         "channels_last": asked.channels_last,

@@ -21,7 +21,7 @@ from vidi import __version__
 from vidi.augment import Transform
 from vidi.config import Config, load
 from vidi.data import Audit, audit_store
-from vidi.errors import Interrupted, OutOfMemory, StorageError, VidiError
+from vidi.errors import Interrupted, OutOfMemory, StorageError, TrainingError, VidiError
 from vidi.facts import Facts
 from vidi.model import name_of
 from vidi.plan import TIMEOUT_S, Plan, retimed
@@ -310,12 +310,18 @@ def _drive(
         raise
     except (VidiError, KeyboardInterrupt):
         raise
-    except Exception:
+    except Exception as error:
         # The user's own code, or a bug of ours: what was learnt so far is kept. Of several
         # processes one may be a step ahead; they go on from the newest checkpoint.
         if run is not None and job.ranks.alone:
             with contextlib.suppress(StorageError):
                 save(state, run)
+        if "deterministic implementation" in str(error):
+            raise TrainingError(
+                f"machine.deterministic = true, and an operation of this network has no such form: "
+                f"{str(error).splitlines()[0]}",
+                fix="use another layer, or set machine.deterministic = false",
+            ) from error
         raise
     return plan
 

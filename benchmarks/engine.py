@@ -1,0 +1,296 @@
+"""What the engine promises, as ratios from one run; each part can be run alone.
+
+    python benchmarks/engine.py accumulation | save | defaults | forward | grid | processes [DATA]
+
+accumulation  peak memory of activations with 4 micro-batches against one batch (bar: 0.35)
+save          how long a checkpoint of EfficientNet-Lite0 with AdamW and average stalls (0.15 s)
+defaults      the plan's step against torch's defaults: float32, NCHW, batch 32, malloc untouched;
+              EfficientNet-Lite0 (3) and ResNet-18 (2.5) at 224 px
+forward       features of EfficientNet-Lite0 against the same defaults (5)
+grid          the probe's choice against the best of every combination (0.95)
+processes     two gloo processes of one core each against one process on one core (0.85 each)
+
+`benchmarks/loop.py DATA` is the loop against the bare step (0.97). Medians of three; turns
+alternate, because the speed of a shared machine drifts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vidi import optim, probe
+from vidi.batch import Batch
+from vidi.config import Config
+from vidi.data import open_dataset
+from vidi.facts import DatasetFacts, Facts, Precision
+from vidi.loss import Loss
+from vidi.model import Classifier, build
+from vidi.plan import Plan, make
+from vidi.restore import build_model
+from vidi.run import Run
+from vidi.step import StepSettings, autocast, train_step
+from vidi.train import build_state
+from vidi.train.saving import Saver
+
+SETTINGS = StepSettings(
+    precision="float32", loss=Loss(), micro_batch_size=1_024, clip_norm=None, seed=0
+)
+
+
+def classifier(name: str, image_px: int) -> Classifier:
+    return build(
+        name, num_classes=10, image_px=image_px, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
+
+
+def batch(num_images: int, image_px: int, *, channels_last: bool = True) -> Batch:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = torch.randint(0, 256, (num_images, 3, image_px, image_px), dtype=torch.uint8)
+    return Batch(
+        images.contiguous(memory_format=layout),
+        torch.randint(0, 10, (num_images,)),
+        torch.arange(num_images),
+    )
+
+
+def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    return optim.make("sgd", network, learning_rate=1e-3)
+
+
+def step_rate(model: nn.Module, images: Batch, settings: StepSettings, steps: int = 3) -> float:
+    """Images per second of the training step, after one that is not counted."""
+    optimizer = make_optimizer(model)
+    times = []
+    for step in range(steps + 1):
+        began_at = time.perf_counter()
+        train_step(model, optimizer, images, settings, step)
+        times.append(time.perf_counter() - began_at)
+    return len(images) / statistics.median(times[1:])
+
+
+def accumulation() -> None:
+    """Bytes that the backward pass keeps: of a batch of 32, and of a quarter of it."""
+    model = classifier("resnet18", 96).train()
+
+    def kept(num_images: int) -> int:
+        sizes: dict[int, int] = {}
+        own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = model(batch(num_images, 96).images)
+        assert logits.requires_grad
+        return sum(sizes.values())
+
+    print(f"accumulation: {kept(8) / kept(32):.3f} of the activations (bar 0.35)")
+
+
+def save() -> None:
+    """The time that the loop does not train while a checkpoint is taken."""
+    plan = planned({"train.optimizer": "adamw", "train.ema_decay": 0.99, "train.epochs": 1})
+    state = build_state(plan, build_model(plan))
+    images = batch(2, 64)
+    for step in range(2):
+        train_step(state.model, state.optimizer, images, replace(SETTINGS), step)
+    assert state.average is not None
+    state.average.update(state.model)
+    stalls, whole = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.create(Path(folder) / "run", texts={"config": Config().to_toml()})
+        with run.lock(), Saver(run, every_s=3_600.0) as saver:
+            for step in range(5):
+                state.step = step
+                began_at = time.perf_counter()
+                saver.save(state, now=True)
+                stalls.append(time.perf_counter() - began_at)
+                saver.save(state, wait=True)
+                whole.append(time.perf_counter() - began_at)
+    print(
+        f"save: stalls {statistics.median(stalls[1:]):.3f} s (bar 0.15) of "
+        f"{statistics.median(whole[1:]):.3f} s until it is on the disk"
+    )
+
+
+def planned(settings: dict[str, object]) -> Plan:
+    """A plan for photos, from facts alone."""
+    machine = probe.machine()
+    facts = DatasetFacts(
+        name="photos", fingerprint="none", classes=tuple("abcdefghij"), grey=False,
+        counts={"train": (300,) * 10, "validation": (30,) * 10}, split_rule="folders",
+        height_px=(400, 400, 400), width_px=(400, 400, 400),
+    )  # fmt: skip
+    asked = Config().with_settings({"model.weights": "none", "data.image_px": 224, **settings})
+    return make(asked, Facts(dataset=facts, machine=machine))
+
+
+def defaults(names: tuple[str, ...] = ("efficientnet_lite0", "resnet18")) -> None:
+    """What everyone's first script does, and what the probe chooses, in turns."""
+    for name in names:
+        model = classifier(name, 224)
+        chosen = chosen_step(model)
+        theirs, ours = [], []
+        for _ in range(3):
+            theirs.append(default_rate(model))
+            ours.append(chosen())
+        ratio = statistics.median(o / t for o, t in zip(ours, theirs, strict=True))
+        print(
+            f"defaults: {name} {statistics.median(ours):.1f} images/s, torch's defaults "
+            f"{statistics.median(theirs):.1f}: {ratio:.2f} times (bars 3 and 2.5)"
+        )
+
+
+def default_rate(model: nn.Module) -> float:
+    """float32, NCHW, batch 32, glibc's malloc as it comes."""
+    probe.keep_memory(on=False)
+    trial = copy.deepcopy(model).to(memory_format=torch.contiguous_format).train()  # type: ignore[call-overload]
+    rate = step_rate(trial, batch(32, 224, channels_last=False), SETTINGS, steps=1)
+    probe.keep_memory()
+    return rate
+
+
+def chosen_step(model: Classifier) -> Callable[[], float]:
+    """The step that the probe finds fastest for 16 images, to be timed again."""
+    images = [batch(16, 224) for _ in range(2)]
+    options = probe.space(
+        "cpu", probe.machine(), batch_size=16, threads=torch.get_num_threads(), limit_s=30.0
+    )
+    found = probe.measure(model, make_optimizer, images, SETTINGS, options, limit_s=30.0)
+    best = max((s for s in found.steps if not s.rejected), key=lambda s: s.images_per_second)
+    print(
+        f"  chosen: {best.precision}, channels_last {best.channels_last}, "
+        f"{best.micro_batch_size} at once, {best.images_per_second:.1f} images/s"
+    )
+
+    def rate() -> float:
+        probe.keep_memory(best.keep_memory)
+        layout = torch.channels_last if best.channels_last else torch.contiguous_format
+        trial = copy.deepcopy(model).to(memory_format=layout).train()  # type: ignore[call-overload]
+        size = best.micro_batch_size or 16
+        settings = replace(SETTINGS, precision=best.precision, micro_batch_size=size)
+        return step_rate(trial, images[0], settings)
+
+    return rate
+
+
+def forward() -> None:
+    """Features in evaluation: batches of 16 in bfloat16 where the processor has it."""
+    model = classifier("efficientnet_lite0", 224).eval()
+    precision: Precision = "bfloat16" if probe.machine().cpu_bfloat16 else "float32"
+
+    def rate(*, ours: bool) -> float:
+        probe.keep_memory(on=ours)
+        layout = torch.channels_last if ours else torch.contiguous_format
+        trial = copy.deepcopy(model).to(memory_format=layout)  # type: ignore[call-overload]
+        images = batch(16 if ours else 32, 224, channels_last=ours)
+        times = []
+        with (
+            torch.inference_mode(ours),
+            torch.no_grad(),
+            autocast(torch.device("cpu"), precision if ours else "float32"),
+        ):
+            for _ in range(4):
+                began_at = time.perf_counter()
+                trial(images.images)
+                times.append(time.perf_counter() - began_at)
+        probe.keep_memory()
+        return len(images) / statistics.median(times[1:])
+
+    pairs = [(rate(ours=False), rate(ours=True)) for _ in range(3)]
+    ratio = statistics.median(ours / theirs for theirs, ours in pairs)
+    print(f"forward: {ratio:.2f} times torch's defaults (bar 5); images/s {pairs}")
+
+
+def grid(name: str = "small_resnet", image_px: int = 32, num_images: int = 128) -> None:
+    """Every combination by hand, and the one that the probe takes, timed again in turns."""
+    model = classifier(name, image_px)
+    images = [batch(num_images, image_px) for _ in range(2)]
+    threads = torch.get_num_threads()
+    options = probe.space(
+        "cpu", probe.machine(), batch_size=num_images, threads=threads, limit_s=20.0
+    )
+    found = probe.measure(model, make_optimizer, images, SETTINGS, options, limit_s=20.0)
+    best = max((s for s in found.steps if not s.rejected), key=lambda s: s.images_per_second)
+
+    def rate(precision: str, channels_last: bool, size: int) -> float:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        trial = copy.deepcopy(model).to(memory_format=layout).train()  # type: ignore[call-overload]
+        settings = replace(SETTINGS, precision=precision, micro_batch_size=size)  # type: ignore[arg-type]
+        return step_rate(trial, images[0], settings)
+
+    ways = list(
+        itertools.product(options.precisions, options.channels_last, options.micro_batch_sizes)
+    )
+    rates = {way: statistics.median(rate(*way) for _ in range(3)) for way in ways}
+    chosen = (best.precision, best.channels_last, best.micro_batch_size or num_images)
+    print(
+        f"grid: {name} at {image_px} px: chosen {chosen} {rates[chosen]:.0f} images/s, best "
+        f"{max(rates, key=lambda way: rates[way])} {max(rates.values()):.0f}: "
+        f"{rates[chosen] / max(rates.values()):.3f} (bar 0.95)"
+    )
+
+
+def processes(data: str) -> None:
+    """Images per second and core: one process on one core, and two processes of one core each."""
+    open_dataset(data)
+
+    def rate(nproc: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "run"
+            words = [
+                sys.executable, "-m", "vidi", "train", data, "--out", str(out), "--epochs", "2",
+                "--nproc", str(nproc), "--set", "train.batch_size=128",
+                "--set", "machine.probe=never", "--set", "machine.threads=1",
+            ]  # fmt: skip
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            subprocess.run(words, check=True, capture_output=True, env=environment)
+            timing = [json.loads(line) for line in (out / "timing.jsonl").read_text().splitlines()]
+        rates = [float(line["images_per_second"]) for line in timing if "step" in line]
+        return statistics.median(rates[1:]) / nproc
+
+    pairs = [(rate(1), rate(2)) for _ in range(3)]
+    ratio = statistics.median(two / one for one, two in pairs)
+    print(f"processes: {ratio:.2f} of the rate per core of one process (bar 0.85)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parts: dict[str, Callable[[], None]] = {
+        "accumulation": accumulation,
+        "save": save,
+        "defaults": defaults,
+        "forward": forward,
+        "grid": grid,
+    }
+    parser.add_argument("part", choices=[*parts, "processes", "all"])
+    parser.add_argument("data", nargs="?", default="digits")
+    arguments = parser.parse_args()
+    probe.keep_memory()
+    for name, part in parts.items():
+        if arguments.part in (name, "all"):
+            part()
+    if arguments.part in ("processes", "all"):
+        processes(arguments.data)
+
+
+if __name__ == "__main__":
+    main()
