@@ -218,8 +218,9 @@ def _json_batches(path: Path, file: Iterable[str]) -> Iterator[Batch]:
                 )
             rows.append(row)
             numbers.append(number)
-        if rows and not chosen:
-            chosen = choose_columns(path, rows[0])
+        if not rows:
+            continue
+        chosen = chosen or choose_columns(path, rows[0])
         columns = {role: [json_cell(row.get(key)) for row in rows] for role, key in chosen.items()}
         yield Batch(numbers, columns)
 
@@ -316,7 +317,8 @@ class Rows:
         for row in _where(columns["label"], _is_empty):
             yield row, ("NO_LABEL", "no label")
         # All at once, because nearly always none is wrong.
-        if not all(columns["image"]) or "\0" in "".join(columns["image"]):
+        text = "".join(columns["image"])
+        if not all(columns["image"]) or "\0" in text or not text.isascii():
             for row in _where(columns["image"], _is_no_path):
                 yield row, ("NO_PATH", "no path")
 
@@ -434,11 +436,20 @@ def _where(cells: Sequence[Any], wrong: Callable[[Any], bool]) -> list[int]:
 
 
 def _is_empty(cell: str) -> bool:
-    return not cell.strip()
+    return not cell.strip() or _is_no_text(cell)
 
 
 def _is_no_path(cell: str) -> bool:
-    return not cell or "\0" in cell
+    return not cell or "\0" in cell or _is_no_text(cell)
+
+
+def _is_no_text(cell: str) -> bool:
+    """Half of a character, which JSON can write and no file name can hold."""
+    try:
+        os.fsencode(cell)
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _is_no_split(cell: str) -> bool:
