@@ -23,6 +23,7 @@ from vidi.facts import DatasetFacts, Facts, Machine, Measurements, ModelFacts, S
 from vidi.metrics import Predictions
 from vidi.plan import make
 from vidi.report import Pictures, ReportData
+from vidi.report.data import Explained
 
 MakeReport = Callable[..., ReportData]
 
@@ -144,6 +145,17 @@ def made_report(
             for k, i in enumerate(worst)
         ),
     )  # fmt: skip
+    mapped = predictions.ids[:1000]
+    near = min(5, len(pictures.ids))
+    explained = Explained(
+        heat_ids=pictures.ids,
+        heat=rng.integers(0, 256, (len(pictures.ids), 7, 7), dtype=np.uint8),
+        map_ids=mapped,
+        places=rng.uniform(-1, 1, (len(mapped), 2)).astype(np.float32),
+        near_of=pictures.ids[:near],
+        near_labels=np.zeros((near, 3), np.int64),
+        near_pixels=rng.integers(0, 256, (near, 3, px, px, channels), dtype=np.uint8),
+    )
     data = ReportData(
         name=name,
         config=config.model_dump(exclude_unset=True, mode="json"),
@@ -161,6 +173,7 @@ def made_report(
         evaluation=evaluation,
         predictions=predictions,
         pictures=pictures,
+        explained=explained,
     )  # fmt: skip
     return dataclasses.replace(data, **changes)
 

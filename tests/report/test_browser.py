@@ -119,6 +119,25 @@ def test_hostile_names_are_text_wherever_they_stand(
     assert any(f"{payload}.jpg" in shown for payload in PAYLOADS)
 
 
+def test_heat_lies_over_the_picture_and_a_point_says_what_it_is(
+    browser: Any, opened: Any, make_report: Any
+) -> None:
+    opened(make_report(skill=2.5), width=390)
+    browser.click("#mistakes .tile")
+    assert browser.run("document.querySelector('.large .heat').hidden") is True
+    browser.run(
+        "[...document.querySelectorAll('dialog button')]"
+        ".find((each) => each.textContent === 'Where it looked').click()"
+    )
+    assert browser.run("document.querySelector('.large .heat').hidden") is False
+    assert browser.count(".near img") == 3
+    browser.run("document.getElementById('dialog').close()")
+    browser.run("document.querySelector('.map .point-wrong').dispatchEvent(new Event('click'))")
+    assert "taken for" in browser.texts("#map .picked-text")[0]
+    assert browser.count("#suspects tbody tr") > 0
+    assert_quiet(browser)
+
+
 def test_what_the_page_may_do_is_only_what_its_own_scripts_do(
     browser: Any, opened: Any, make_report: Any
 ) -> None:

@@ -21,6 +21,7 @@ from vidi import metrics
 from vidi.errors import DamagedError, StorageError
 from vidi.metrics import Predictions
 from vidi.report import Pictures, load, render, views_of, write
+from vidi.report.data import Explained
 from vidi.run import Run
 from vidi.storage import LocalDisk
 
@@ -317,6 +318,13 @@ def made_run(path: Path, data: Any, disk: Any = None) -> Run:
         "ids": pictures.ids, "pixels": pictures.pixels,
         "names": np.array(pictures.names, dtype=np.str_),
     })  # fmt: skip
+    explained: Explained = data.explained
+    run.write_explained("test", {
+        "heat_ids": explained.heat_ids, "heat": explained.heat, "map_ids": explained.map_ids,
+        "map": explained.places, "near_of": explained.near_of,
+        "near_labels": explained.near_labels, "near_ids": explained.near_labels,
+        "near_pixels": explained.near_pixels.reshape(-1, *explained.near_pixels.shape[2:]),
+    })  # fmt: skip
     return run
 
 
@@ -330,7 +338,7 @@ def test_a_run_directory_becomes_the_same_page_as_its_values(
     page = path.read_text(encoding="utf-8")
     assert str(tmp_path) not in page
     expected = views_of(data)
-    for name in ("summary", "mistakes", "confusion", "classes", "trust", "curves", "data"):
+    for name in ("summary", "mistakes", "confusion", "classes", "trust", "curves", "data", "map"):
         assert view_in(page, name) == json.loads(json.dumps(expected[name])), name
     assert load(run).validation is not None
     assert view_in(page, "plan")["config"] == {"train": {"epochs": 12}}
