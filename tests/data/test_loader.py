@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidi.augment import ImageRandom, from_settings
+from vidi.augment_settings import AugmentSettings
 from vidi.batch import Batch
 from vidi.data import Loader, PixelStore, order_of
 from vidi.errors import DataError
@@ -159,3 +163,35 @@ def test_batches_that_are_kept_are_not_overwritten(store: PixelStore) -> None:
     kept = list(make(store, threads=2).batches(0))
     for batch in kept:
         assert (batch.images[:, 0, 0, 0] == batch.ids).all()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_epochs() -> None:
+    """Less than 1 MB for 1,000 steps, with augmentation as training has it."""
+    contract = PixelContract(
+        image_px=32,
+        store_px=32,
+        channels=3,
+        resize="crop",
+        interpolation="bilinear",
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+    images = np.random.default_rng(0).integers(0, 256, (2_560, 32, 32, 3), dtype=np.uint8)
+    store = PixelStore(images, contract, (), Path())
+    labels = np.arange(2_560) % 10
+    loader = Loader(store, labels, np.arange(2_560), batch_size=64, shuffle=True, threads=2)
+    settings = AugmentSettings(
+        image_px=32, num_classes=10, crop="pad", crop_padding_px=4, policy="medium", mixup_alpha=0.2
+    )
+    transform = from_settings(settings)
+
+    def steps(epochs: range) -> int:
+        for epoch in epochs:
+            for batch in loader.batches(epoch):
+                transform(batch, ImageRandom(0, epoch, batch.keys), 0.5)
+        gc.collect()
+        return psutil.Process().memory_info().rss
+
+    before = steps(range(25))
+    assert steps(range(25, 75)) - before < 2 * 2**20

@@ -534,3 +534,29 @@ def test_policies_mixing_and_balanced_draws_train_and_continue(
 def test_weighted_draws_need_weights(tmp_path: Path) -> None:
     with pytest.raises(vidi.VidiError, match="no weights"):
         train(tmp_path / "run", train__sampling="weighted")
+
+
+def test_the_weights_of_a_table_decide_how_often_images_come(
+    tmp_path: Path, picture_folder: Callable[..., Path]
+) -> None:
+    photos = picture_folder("photos", a=40, b=40)
+    rows = ["path,label,weight"]
+    rows += [f"{path.relative_to(photos)},{path.parent.name},{3 if path.parent.name == 'a' else 1}"
+             for path in sorted(photos.rglob("*.jpg"))]  # fmt: skip
+    (photos / "rows.csv").write_text("\n".join(rows))
+    run = train(tmp_path / "run", data=photos / "rows.csv", train__batch_size=8)
+    plan = json.loads(run.text("plan"))
+    assert plan["sampling"] == "weighted"
+    assert plan["reasons"]["sampling"] == "the table has a column of weights"
+
+
+def test_long_decoding_says_how_far_it_is(
+    tmp_path: Path, picture_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By its name `vidi.train` is the function.
+    monkeypatch.setattr(sys.modules["vidi.train.prepare"], "DECODING_SAID_EVERY_S", 0.0)
+    said: list[object] = []
+    photos = picture_folder("photos", a=20, b=20)
+    changes = {"data__cache_dir": str(tmp_path / "cache"), "train__epochs": 1.0}
+    train(tmp_path / "run", data=photos, show=said.append, **changes)
+    assert "decoded 40 of 40 images" in said

@@ -55,6 +55,8 @@ PROBE_MAX_S = 120.0
 # Runs that a guess puts below this are not worth a probe.
 PROBE_WORTH_S = 60.0
 
+DECODING_SAID_EVERY_S = 5.0
+
 Say = Callable[[str], None]
 
 
@@ -222,7 +224,7 @@ def decoded(
         plan.pixels,
         cache_dir=cache_folder(config.data.cache_dir),
         threads=plan.execution.threads,
-        progress=None,
+        progress=_said_now_and_then(say),
         place=plan.execution.store,
         build=plan.execution.build,
     )
@@ -230,6 +232,19 @@ def decoded(
         # Which rows cannot be decoded shows on the way; the order must not depend on when.
         return dataset, store
     return readable(dataset, store, say=say), store
+
+
+def _said_now_and_then(say: Say) -> Callable[[int, int], None]:
+    """A progress for decoding: a line every few seconds, none when it is quick."""
+    said_at = time.monotonic()
+
+    def progress(done: int, of: int) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= DECODING_SAID_EVERY_S:
+            said_at = time.monotonic()
+            say(f"decoded {done:,} of {of:,} images")
+
+    return progress
 
 
 def has_gaps(plan: Plan) -> bool:
