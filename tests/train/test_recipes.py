@@ -310,8 +310,8 @@ def test_constant_images_give_numbers(tmp_path: Path) -> None:
 
 
 def test_a_network_of_one_size_cannot_grow(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot take images of 4 px"):
-        train(tmp_path / "run", train__progressive_px=(4, 8))
+    with pytest.raises(ConfigError, match="cannot take images of 8 px"):
+        train(tmp_path / "run", train__progressive_px=(8, 16))
     assert not (tmp_path / "run").exists()
 
 

@@ -399,9 +399,10 @@ def _augment_together(plan: Plan, config: Config, extensions: Extensions) -> int
     # A function of the user's may look at the whole batch, and images are mixed in pairs. Images
     # that grow along the run are not joined with larger ones.
     alone = config.augment.extra or extensions.transforms or len(plan.stages) > 1
-    if alone or plan.local_batch_size % 2:
+    if alone or plan.batch_size % 2:
         return 1
-    values = plan.local_batch_size * plan.pixels.channels * plan.pixels.store_px**2
+    # Of all processes together, so that their number changes nothing.
+    values = plan.batch_size * plan.pixels.channels * plan.pixels.store_px**2
     return max(1, min(8, AUGMENT_AT_ONCE // values))
 
 
