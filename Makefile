@@ -16,9 +16,9 @@ demo: $(VENV)/core
 test: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
-## test-slow: kills at random moments, and the report in a real browser
+## test-slow: kills at random moments, the report in a real browser, a long fuzz of the decoder
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m "slow and not gpu" tests/faults tests/report tests/train
+	$(BIN)/python -m pytest -m "slow and not gpu" tests/faults tests/report tests/train tests/test_image_fuzz.py tests/data/test_loader.py
 
 ## test-all: everything, the largest networks of the zoo too
 test-all: $(VENV)/dev
