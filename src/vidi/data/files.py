@@ -107,8 +107,8 @@ class Names:
     text: all of them, one after the other. ends: (N,) int64, where each of them ends.
     """
 
-    def __init__(self, text: bytes, ends: NDArray[np.int64]) -> None:
-        self._text = text
+    def __init__(self, text: bytes | bytearray, ends: NDArray[np.int64]) -> None:
+        self._text = memoryview(text)
         self._ends = ends
         self._hashes: Hashes | None = None
 
@@ -134,16 +134,18 @@ class Names:
 
     def digest(self) -> bytes:
         """16 bytes that stand for all names in their order."""
-        return hashlib.blake2b(self._ends.tobytes() + self._text, digest_size=16).digest()
+        digest = hashlib.blake2b(self._ends.tobytes(), digest_size=16)
+        digest.update(self._text)
+        return digest.digest()
 
     def __getitem__(self, index: int) -> bytes:
         start = int(self._ends[index - 1]) if index else 0
-        return self._text[start : int(self._ends[index])]
+        return bytes(self._text[start : int(self._ends[index])])
 
     def __iter__(self) -> Iterator[bytes]:
         start = 0
         for end in self._ends.tolist():
-            yield self._text[start:end]
+            yield bytes(self._text[start:end])
             start = end
 
 

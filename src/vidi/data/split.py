@@ -71,10 +71,10 @@ def stratified(
     quota = np.minimum(quota, left - 1)
     rows = np.flatnonzero(alone)
     rows = rows[_by_class(labels[rows], order[rows])]
-    mine = labels[rows]
-    starts = np.concatenate([[0], np.cumsum(np.bincount(mine, minlength=len(counts)))[:-1]])
-    rank = np.arange(len(rows)) - starts[mine]
-    held_out[rows[rank < quota[mine]]] = True
+    starts = np.concatenate([[0], np.cumsum(np.bincount(labels[alone], minlength=len(counts)))])
+    for number in np.flatnonzero(quota > 0).tolist():
+        first, end = int(starts[number]), int(starts[number + 1])
+        held_out[rows[first : min(end, first + int(quota[number]))]] = True
     return held_out
 
 

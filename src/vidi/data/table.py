@@ -248,7 +248,7 @@ class Rows:
     """Rows of one or more tables, column by column; a path costs its bytes and 20 more."""
 
     text: bytearray = field(default_factory=bytearray)
-    lengths: array[int] = field(default_factory=lambda: array("q"))
+    lengths: array[int] = field(default_factory=lambda: array("i"))
     labels: array[int] = field(default_factory=lambda: array("i"))
     given: array[int] = field(default_factory=lambda: array("b"))
     groups: array[int] = field(default_factory=lambda: array("q"))
@@ -295,16 +295,15 @@ class Rows:
             self.given.extend(itertools.repeat(number, len(lines)))
         else:
             self.given.extend(splits.SPLIT_NAMES[cell.lower()] for cell in columns["split"])
-        cells = columns.get("group")
-        if cells is None:
-            self.groups.extend(itertools.repeat(-1, len(lines)))
-        else:
+        # Empty until there is a first one: most tables have neither.
+        before = len(self) - len(lines)
+        if "group" in columns:
+            self.groups.extend(itertools.repeat(-1, before - len(self.groups)))
+            cells = columns["group"]
             self.groups.extend(self._group_of[cell] if cell else -1 for cell in cells)
-        weights = columns.get("weight")
-        if weights is None:
-            self.weights.extend(itertools.repeat(1.0, len(lines)))
-        else:
-            self.weights.extend(map(float, weights))
+        if "weight" in columns:
+            self.weights.extend(itertools.repeat(1.0, before - len(self.weights)))
+            self.weights.extend(map(float, columns["weight"]))
         return taken
 
     def _wrong(self, batch: Batch) -> Iterator[tuple[int, tuple[str, str]]]:
@@ -336,9 +335,10 @@ class Rows:
 
         Raises DataError: fewer than two classes are left.
         """
-        ends = np.cumsum(np.frombuffer(self.lengths, dtype=np.int64))
-        texts = Names(bytes(self.text), ends)
-        self.text = bytearray()
+        ends = np.cumsum(np.frombuffer(self.lengths, dtype=np.int32), dtype=np.int64)
+        # Handed over, not copied: half a gigabyte for ten million paths.
+        texts = Names(self.text, ends)
+        self.text, self.lengths = bytearray(), array("i")
         codes = np.frombuffer(self.labels, dtype=np.int32).astype(np.int64)
         given = np.frombuffer(self.given, dtype=np.int8).copy()
         given[given < 0] = splits.TRAIN
@@ -352,8 +352,13 @@ class Rows:
             text = f"{self.line_of(row)}: class '{self._text_of(codes[row])}' is not in training"
             self.quarantined.append(Skipped(os.fsdecode(texts[row]), "UNKNOWN_CLASS", text))
             keep[row] = False
-        groups = np.frombuffer(self.groups, dtype=np.int64)
-        weights = np.frombuffer(self.weights, dtype=np.float32)
+        groups = weights = None
+        if self.groups:
+            self.groups.extend(itertools.repeat(-1, len(self) - len(self.groups)))
+            groups = np.frombuffer(self.groups, dtype=np.int64)[keep]
+        if self.weights:
+            self.weights.extend(itertools.repeat(1.0, len(self) - len(self.weights)))
+            weights = np.frombuffer(self.weights, dtype=np.float32)[keep]
         rows = np.flatnonzero(keep)
         if not keep.all():
             texts = texts.take(rows)
@@ -365,8 +370,8 @@ class Rows:
             label_of[codes[keep]],
             given[keep],
             asked,
-            groups=groups[keep] if (groups >= 0).any() else None,
-            weights=weights[keep] if (weights != 1.0).any() else None,
+            groups=groups if groups is not None and (groups >= 0).any() else None,
+            weights=weights if weights is not None and (weights != 1.0).any() else None,
             quarantined=self.quarantined,
             ignored=self.ignored,
         )
