@@ -339,7 +339,7 @@ class Rows:
         # Handed over, not copied: half a gigabyte for ten million paths.
         texts = Names(self.text, ends)
         self.text, self.lengths = bytearray(), array("i")
-        codes = np.frombuffer(self.labels, dtype=np.int32).astype(np.int64)
+        codes = np.frombuffer(self.labels, dtype=np.int32)
         given = np.frombuffer(self.given, dtype=np.int8).copy()
         given[given < 0] = splits.TRAIN
         keep = np.ones(len(self), dtype=np.bool_)
@@ -367,7 +367,7 @@ class Rows:
             name,
             build(texts, rows, stamps),
             classes,
-            label_of[codes[keep]],
+            label_of[codes if keep.all() else codes[keep]],
             given[keep],
             asked,
             groups=groups if groups is not None and (groups >= 0).any() else None,
@@ -380,7 +380,7 @@ class Rows:
         return list(self._label_of)[code]
 
     def _classes(
-        self, codes: NDArray[np.int64], given: splits.Splits, keep: NDArray[np.bool_], name: str
+        self, codes: NDArray[np.int32], given: splits.Splits, keep: NDArray[np.bool_], name: str
     ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
         """The classes, and the label of each code, -1 for one that training does not have."""
         trained = np.unique(codes[keep & (given == splits.TRAIN)]).tolist()
@@ -397,7 +397,7 @@ class Rows:
         return classes, np.array([place.get(text, -1) for text in texts], dtype=np.int64)
 
     def _drop_repeated(
-        self, texts: Names, codes: NDArray[np.int64], keep: NDArray[np.bool_]
+        self, texts: Names, codes: NDArray[np.int32], keep: NDArray[np.bool_]
     ) -> None:
         """Rows of one path: one of them if they agree, none if they do not."""
         hashes = texts.hashes()
