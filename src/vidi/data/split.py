@@ -166,16 +166,18 @@ def complete(
     grouped = ", groups kept together" if groups is not None and (groups >= 0).any() else ""
 
     def cut(target: int, share: float) -> None:
-        rows = np.flatnonzero(split == TRAIN)
+        trained = split == TRAIN
+        # All rows are not copied to be all rows.
+        rows = slice(None) if trained.all() else np.flatnonzero(trained)
         # Each split is drawn in an order of its own, else the first images in line for one would be
         # the first in line for the other.
         out = stratified(
             labels[rows],
             draws(hashes[rows], rule.seed * len(SPLITS) + target),
-            fraction=min(1.0, share * whole / len(rows)),
+            fraction=min(1.0, share * whole / int(trained.sum())),
             groups=None if groups is None else groups[rows],
         )
-        split[rows[out]] = target
+        split[np.flatnonzero(trained)[out]] = target
         words.append(
             f"{SPLITS[target]} {share:.0%} of training, stratified, seed {rule.seed}{grouped}"
             if out.any()
