@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test test-slow test-all check format bench clean
+.PHONY: soak demo test test-slow test-all check format bench clean
 
 ## demo: train on the handwritten digits that scikit-learn carries, and say where the report is
 demo: $(VENV)/core
@@ -23,6 +23,11 @@ test-slow: $(VENV)/dev
 ## test-all: everything, the largest networks of the zoo too
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -m "not gpu"
+
+KILLS ?= 1000
+## soak: kill a training at random moments, KILLS times, and compare every byte of what it ends with
+soak: $(VENV)/dev
+	VIDI_KILLS=$(KILLS) $(BIN)/python -m pytest -m slow tests/train/test_training.py -k random_moments
 
 ## check: formatter, linter, types
 check: $(VENV)/dev

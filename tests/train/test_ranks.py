@@ -51,7 +51,7 @@ def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def wait_for(condition: object, limit_s: float = 60.0) -> None:
+def wait_for(condition: object, limit_s: float = 180.0) -> None:
     assert callable(condition)
     ends_at = time.monotonic() + limit_s
     while not condition():
@@ -108,7 +108,7 @@ def pair(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Two processes in the middle of a long run."""
     words = command(
         tmp_path / "run", "--nproc", "2", train__epochs=4_000, checkpoint__every_s=0.2,
-        machine__timeout_s=4,
+        machine__timeout_s=10,
     )  # fmt: skip
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: any((tmp_path / "run" / "checkpoints").glob("step-*")))
@@ -139,7 +139,7 @@ def test_one_that_stands_still_is_named(pair: subprocess.Popen[str]) -> None:
     finally:
         standing.resume()
     _, err = pair.communicate(timeout=60)
-    assert re.search(r"process 1 of 2 did not answer within 4 s", err), err
+    assert re.search(r"process 1 of 2 did not answer within 10 s", err), err
 
 
 @pytest.mark.slow
@@ -177,7 +177,7 @@ from torch import nn
 class Cramped(nn.Module):
     def __init__(self, num_classes):
         super().__init__()
-        self.head = nn.Linear(64, num_classes)
+        self.head = nn.Linear(256, num_classes)
 
     def forward(self, images):
         if os.environ["RANK"] == "1" and self.training and len(images) > 8:
