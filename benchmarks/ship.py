@@ -79,7 +79,8 @@ def agreement(trained: Predictor, bundle: Predictor, files: list[str], run: Path
         rows = [json.loads(line)["probabilities"] for line in out.read_text().splitlines()]
         report("run and vidi predict", ours, np.array(rows))
     with Server(run / "bundle") as server:
-        asked = [server.ask(each, len(bundle.classes)) for each in data]
+        way = server.connect()
+        asked = [server.ask(each, len(bundle.classes), connection=way) for each in data]
     place = {name: i for i, name in enumerate(bundle.classes)}
     shares = np.zeros_like(ours)
     for row, answer in enumerate(asked):
@@ -146,7 +147,6 @@ class Server:
         assert self._process.stderr is not None
         line = self._process.stderr.readline()
         self.port = int(line.strip().rstrip("/").rsplit(":", 1)[1])
-        self.connection = self.connect()
 
     def connect(self) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -154,8 +154,8 @@ class Server:
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
-    def ask(self, data: bytes, top: int = 1, connection: Any = None) -> Any:
-        chosen = connection or self.connection
+    def ask(self, data: bytes, top: int = 1, *, connection: http.client.HTTPConnection) -> Any:
+        chosen = connection
         chosen.request("POST", f"/predict?top={top}", data, {"Content-Type": "image/jpeg"})
         answer = chosen.getresponse()
         body = answer.read()
@@ -187,13 +187,14 @@ def over_http(run: Path, files: list[str], count: int) -> None:
             bundle.answers(np.stack(pixels[start : start + BATCH]))
 
     with Server(run / "bundle") as server:
-        ways = [server.connect() for _ in range(32)]
         taken: list[float] = []
 
         def send(way: int) -> None:
+            # Of its own time: the server closes what says nothing for five seconds.
+            connection = server.connect()
             for each in many[way::32]:
                 started_at = time.perf_counter()
-                server.ask(each, connection=ways[way])
+                server.ask(each, connection=connection)
                 taken.append(time.perf_counter() - started_at)
 
         def together() -> None:
@@ -207,12 +208,13 @@ def over_http(run: Path, files: list[str], count: int) -> None:
               f"{rates['HTTP'] / rates['own']:.2f}")  # fmt: skip
         print(f"under that load p50 {1e3 * p50:.0f} ms, p99 {1e3 * p99:.0f} ms: {p99 / p50:.2f}")
         alone, asked = [], []
+        way = server.connect()
         for each in data[:60]:
             started_at = time.perf_counter()
             bundle(each)
             alone.append(time.perf_counter() - started_at)
             started_at = time.perf_counter()
-            server.ask(each)
+            server.ask(each, connection=way)
             asked.append(time.perf_counter() - started_at)
         added = statistics.median(np.array(asked) - np.array(alone))
         print(f"one at a time: predictor {1e3 * statistics.median(alone):.1f} ms, "
