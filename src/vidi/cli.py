@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -229,7 +230,7 @@ def train(
         return
     _print_evaluation(evaluation)
     typer.echo(f"report:  {run.report_path}")
-    typer.echo(f"predict: vidi predict {run.path} IMAGES...")
+    typer.echo(f"predict: vidi predict {shlex.quote(str(run.path))} IMAGES...")
 
 
 @app.command()
@@ -606,7 +607,7 @@ def export(
         f"{parity.accuracy_trained:.2%} trained and {parity.accuracy_bundle:.2%} shipped"
     )
     typer.echo(f"bundle:  {bundle.path}  ({sum(f.num_bytes for f in about.files) / 1e6:.1f} MB)")
-    typer.echo(f"predict: vidi predict {bundle.path} IMAGES...")
+    typer.echo(f"predict: vidi predict {shlex.quote(str(bundle.path))} IMAGES...")
 
 
 @app.command()

@@ -271,7 +271,9 @@ def evaluate(
     source = data
     if source is None:
         source = json.loads(opened.text("environment"))["data"]
-    dataset = open_dataset(source, config.data)
+    dataset = (
+        _still_there(source, config, opened) if data is None else open_dataset(source, config.data)
+    )
     if dataset.classes != facts.classes:
         raise MismatchError(
             f"the classes of {dataset.name} are not those of the model in {opened.path}: "
@@ -315,6 +317,17 @@ def _decoded_first(made: Plan) -> Plan:
     """Nothing trains meanwhile, so there is nothing to decode alongside."""
     execution = made.execution.model_copy(update={"build": "before"})
     return made.model_copy(update={"execution": execution})
+
+
+def _still_there(source: str, config: Config, run: Run) -> Dataset:
+    """The data that a run was trained on."""
+    try:
+        return open_dataset(source, config.data)
+    except UsageError as error:
+        raise DataError(
+            f"the data of {run.path} are not where they were in training: {error.message}",
+            fix=f"put them back, or say where they are now: vidi evaluate {run.path} DATA",
+        ) from error
 
 
 def _split(asked: str | None, dataset: Dataset) -> Split:

@@ -17,8 +17,8 @@ from vidi.probe import keep_memory, machine
 # Extra -> the modules that it brings.
 _EXTRAS = {
     "timm": ("timm", "torchvision"),
-    "export": ("onnx", "onnxruntime"),
-    "serve": ("starlette", "uvicorn"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "serve": ("uvicorn", "h11"),
     "tensorboard": ("tensorboard",),
     "ray": ("ray",),
     "parquet": ("pyarrow",),

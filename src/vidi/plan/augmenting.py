@@ -30,7 +30,9 @@ def decide_augmentation(
     padding = decided.take(
         "augment.crop_padding_px",
         asked.crop_padding_px,
-        (max(1, round(pixels.image_px / 14)), "a fourteenth of the side: 2 of 28, 1 of 16"),
+        (max(1, round(pixels.image_px / 14)), "a fourteenth of the side: 2 of 28, 1 of 16")
+        if crop == "pad"
+        else (0, "only the crop 'pad' pads"),
     )
     scale_min = decided.take(
         "augment.crop_scale",

@@ -40,13 +40,14 @@ def decide_execution(
     accelerators = {accelerator.kind: accelerator for accelerator in machine.accelerators}
     accelerator = None if device == "cpu" else accelerators[device]
     best = fastest(facts, config)
+    ways = len(facts.measured.steps) if facts.measured else 0
     deterministic = decided.take(
         "execution.deterministic", asked.deterministic, _deterministic_rule(device)
     )
     cores = max(1, machine.usable_cores // machine.local_processes)
     threads_rule = cores, f"this process may use {cores} of {machine.usable_cores} cores"
     if best is not None and best.threads != cores:
-        threads_rule = best.threads, _measured(best)
+        threads_rule = best.threads, _measured(best, ways)
     threads = decided.take("execution.threads", asked.threads, threads_rule)
     place = decide_place(config, facts, pixels, device, decided)
     world = machine.processes
@@ -54,17 +55,17 @@ def decide_execution(
     return ExecutionPlan(
         device=device,
         precision=decided.take(
-            "execution.precision", asked.precision, _precision_rule(best, accelerator)
+            "execution.precision", asked.precision, _precision_rule(best, ways, accelerator)
         ),
         channels_last=decided.take(
-            "execution.channels_last", asked.channels_last, _layout_rule(best)
+            "execution.channels_last", asked.channels_last, _layout_rule(best, ways)
         ),
-        compile=decided.take("execution.compile", asked.compile, _compile_rule(best)),
+        compile=decided.take("execution.compile", asked.compile, _compile_rule(best, ways)),
         recompute=decided.take(
             "execution.recompute", asked.recompute, (False, "memory is not what is missing")
         ),
         keep_memory=decided.take(
-            "execution.keep_memory", asked.keep_memory, _keep_memory_rule(best, device)
+            "execution.keep_memory", asked.keep_memory, _keep_memory_rule(best, ways, device)
         ),
         deterministic=deterministic,
         threads=threads,
@@ -182,37 +183,41 @@ def evaluation_batch_size(execution: ExecutionPlan, pixels: PixelContract) -> in
     return 16 if pixels.image_px > SMALL_IMAGE_PX else 250
 
 
-def _measured(best: StepTiming) -> str:
-    return f"measured fastest: {best.images_per_second:,.0f} images/s"
+def _measured(best: StepTiming, ways: int) -> str:
+    """ways: how many were measured; one alone is no comparison."""
+    rate = f"{best.images_per_second:,.0f} images/s"
+    if ways == 1:
+        return f"measured alone, {rate}: there was no time to compare"
+    return f"measured fastest of {ways} ways: {rate}"
 
 
 def _precision_rule(
-    best: StepTiming | None, accelerator: Accelerator | None
+    best: StepTiming | None, ways: int, accelerator: Accelerator | None
 ) -> tuple[Precision, str]:
     if best is not None:
-        return best.precision, _measured(best)
+        return best.precision, _measured(best, ways)
     if accelerator is not None and accelerator.bfloat16:
         return "bfloat16", "the device multiplies it at twice the rate or more"
     return "float32", "not measured: the run is too short for it to matter"
 
 
-def _layout_rule(best: StepTiming | None) -> tuple[bool, str]:
+def _layout_rule(best: StepTiming | None, ways: int) -> tuple[bool, str]:
     if best is not None:
-        return best.channels_last, _measured(best)
+        return best.channels_last, _measured(best, ways)
     return True, "convolutions read it without a copy"
 
 
-def _compile_rule(best: StepTiming | None) -> tuple[bool, str]:
+def _compile_rule(best: StepTiming | None, ways: int) -> tuple[bool, str]:
     if best is None:
         return False, "not measured: a short run does not earn the time of compiling"
     if best.compile:
-        return True, f"{_measured(best)}, {best.compile_s:.0f} s of compiling counted"
+        return True, f"{_measured(best, ways)}, {best.compile_s:.0f} s of compiling counted"
     return False, "not worth its compiling in this run"
 
 
-def _keep_memory_rule(best: StepTiming | None, device: str) -> tuple[bool, str]:
+def _keep_memory_rule(best: StepTiming | None, ways: int, device: str) -> tuple[bool, str]:
     if best is not None:
-        return best.keep_memory, _measured(best)
+        return best.keep_memory, _measured(best, ways)
     if device != "cpu":
         return True, "the host's memory is used again for every batch"
     return True, "page faults took half of a step without it (docs/measurements.md)"

@@ -50,9 +50,7 @@ def _affordable_epochs(budget_s: float, facts: Facts) -> tuple[float, str]:
     final_s = (dataset.num_images("validation") + dataset.num_images("test")) / forward
     left_s = _PLANNED_SHARE * budget_s - measured.spent_s - final_s
     epochs = max(0.0, left_s) / (training_s + evaluation_s)
-    return epochs, (
-        f"{epochs:.1f} epochs fit into {budget_s / 60:g} minutes at {best:,.0f} images/s"
-    )
+    return epochs, (f"{epochs:.1f} epochs fit into {budget_s:,.0f} s at {best:,.0f} images/s")
 
 
 # Share of the training time that may go into validating along the way.

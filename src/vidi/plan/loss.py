@@ -64,11 +64,11 @@ def decide_loss(config: Config, dataset: DatasetFacts, decided: Decisions) -> Lo
 def _imbalance_rule(config: Config, counts: tuple[int, ...]) -> tuple[Imbalance, str]:
     present = [count for count in counts if count]
     ratio = max(present) / min(present)
-    numbers = f"the largest class has {ratio:.3g} times the images of the smallest"
+    numbers = f"largest class to smallest: {ratio:.3g} to 1"
     if config.train.loss == "focal":
         return "focal", "the loss that was asked for"
     if ratio <= BALANCED_RATIO:
-        return "none", f"{numbers}: up to {BALANCED_RATIO:g} is left as it is"
+        return "none", f"{numbers}; up to {BALANCED_RATIO:g} to 1 nothing is done"
     if config.train.loss == "bce":
         return "weighted", f"{numbers}: each class counts alike"
     return "logit_adjustment", f"{numbers}: each class is made to count alike"

@@ -100,7 +100,7 @@ def decide_schedule(
             fix="set data.validation_fraction, or use 'cosine'",
         )
     settings = decided.take(
-        "schedule.settings", asked.schedule_settings, ({}, "the schedule's own")
+        "schedule.settings", asked.schedule_settings, ({}, "as the schedule is defined")
     )
     warmup = decided.take(
         "schedule.warmup_fraction",
@@ -131,7 +131,11 @@ def decide_average(config: Config, decided: Decisions, horizon: int) -> AverageP
             "train.ema_decay and train.swa_fraction are two averages, and one is kept",
             fix="leave one of them out, or set it to 0",
         )
-    swa = decided.take("swa_fraction", asked.swa_fraction, (0.0, "the moving average is kept"))
+    swa = decided.take(
+        "swa_fraction",
+        asked.swa_fraction,
+        (0.0, "asked for only; the moving average is vidi's choice"),
+    )
     rule = (0.0, "the plain average is kept instead") if swa else ema_rule(horizon)
     return AveragePlan(decided.take("ema_decay", asked.ema_decay, rule), swa)
 

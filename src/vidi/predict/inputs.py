@@ -51,7 +51,11 @@ def find(paths: Iterable[str], *, listed: Iterable[str] = ()) -> Iterator[Found]
     Raises:
         UsageError: nothing is there, or a folder or glob without an image.
     """
-    for path in paths:
+    named = tuple(paths)
+    # A word that means nothing is said before the first file is read, not after a thousand rows.
+    for path in named:
+        next(_expanded(path))
+    for path in named:
         yield from _expanded(path)
     for line in listed:
         name = line.removesuffix("\n").removesuffix("\r")
