@@ -319,7 +319,7 @@ def _decoded_first(made: Plan) -> Plan:
     return made.model_copy(update={"execution": execution})
 
 
-def _still_there(source: str, config: Config, run: Run) -> Dataset:
+def _still_there(source: Any, config: Config, run: Run) -> Dataset:
     """The data that a run was trained on."""
     try:
         return open_dataset(source, config.data)
