@@ -118,7 +118,7 @@ def test_plan_shows_reasons_and_leaves_no_run(
 
 def test_plan_as_json_is_a_plan(vidi: Vidi) -> None:
     plan = json.loads(vidi("plan", "digits", "--json", *QUICK).out)
-    assert plan["pixels"]["image_px"] == 16
+    assert plan["pixels"]["image_px"] == 8
     assert plan["reasons"]
 
 

@@ -82,6 +82,7 @@ def test_tiny_images_are_shown_larger() -> None:
     assert (plan.pixels.image_px, plan.pixels.store_px) == (16, 16)
     assert plan.augment.crop_padding_px == 1
     assert plan_for(asked(data__image_px=8), dataset=dataset(px=8)).pixels.image_px == 8
+    assert plan_for(asked(model__name="mlp"), dataset=dataset(px=8)).pixels.image_px == 8
 
 
 @pytest.mark.parametrize(

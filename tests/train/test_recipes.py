@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -297,10 +298,12 @@ def test_constant_images_give_numbers(tmp_path: Path) -> None:
     data = tmp_path / "flat"
     from PIL import Image  # noqa: PLC0415
 
-    for label in "ab":
-        (data / label).mkdir(parents=True)
-        for number in range(30):
-            Image.fromarray(np.full((12, 12, 3), 7, np.uint8)).save(data / label / f"{number}.png")
+    # Split by their owner: images that are all the same would stay on one side of a cut.
+    for split, label in itertools.product(("train", "validation", "test"), "ab"):
+        (data / split / label).mkdir(parents=True)
+        for number in range(20):
+            flat = Image.fromarray(np.full((12, 12, 3), 7, np.uint8))
+            flat.save(data / split / label / f"{number}.png")
     run = vidi.train(
         data,
         settings={"train.epochs": 1, "machine.threads": 1, "train.batch_size": 16},
@@ -311,7 +314,7 @@ def test_constant_images_give_numbers(tmp_path: Path) -> None:
 
 def test_a_network_of_one_size_cannot_grow(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot take images of 8 px"):
-        train(tmp_path / "run", train__progressive_px=(8, 16))
+        train(tmp_path / "run", data__image_px=16, train__progressive_px=(8, 16))
     assert not (tmp_path / "run").exists()
 
 

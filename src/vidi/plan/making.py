@@ -53,7 +53,7 @@ def make(config: Config, facts: Facts) -> Plan:
         stochastic_depth=config.model.stochastic_depth,
         freeze_batch_norm=pretrained,
     )
-    pixels = decide_pixels(config, facts, decided, pretrained=pretrained)
+    pixels = decide_pixels(config, facts, decided, model.name, pretrained=pretrained)
     num_train = dataset.num_images("train")
     device = decide_device(config, facts, decided)
     batch_size = _batch_size(config, facts, decided, device, pretrained=pretrained)

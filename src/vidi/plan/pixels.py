@@ -15,18 +15,18 @@ SMALL_CROP_PX = 48
 
 # The small network halves its maps three times; images below this are scaled up, so that there is
 # something left to halve and a shift can be less than a pixel of theirs. On digits (8 px) it takes
-# away half of the errors.
+# away half of the errors. Other networks get what the images have: an MLP has nothing from more.
 TINY_IMAGE_PX = 16
 
 
 def decide_pixels(
-    config: Config, facts: Facts, decided: Decisions, *, pretrained: bool
+    config: Config, facts: Facts, decided: Decisions, model_name: str, *, pretrained: bool
 ) -> PixelContract:
     asked, dataset, weights = config.data, facts.dataset, facts.weights
     median_h, median_w = dataset.height_px[1], dataset.width_px[1]
     if pretrained and weights is not None:
         size_rule = (weights.image_px, "the size that the weights were trained at")
-    elif max(median_h, median_w) < TINY_IMAGE_PX:
+    elif max(median_h, median_w) < TINY_IMAGE_PX and model_name == "small_resnet":
         size_rule = (TINY_IMAGE_PX, "tiny images are shown larger; see docs/measurements.md")
     elif max(median_h, median_w) <= SMALL_IMAGE_PX:
         size_rule = (max(median_h, median_w), "the size of the images")
