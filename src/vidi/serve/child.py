@@ -1,6 +1,6 @@
 """A process that decodes images for the server: what crashes here, crashes alone.
 
-Run as `python -m vidi.serve.child CONTRACT`, it reads images from standard input and writes pixels
+Run with the pixel contract as its argument, it reads images from standard input and writes pixels
 to standard output, each with its length in front. It opens no file and no connection.
 """
 
@@ -48,7 +48,3 @@ def _send(target: BinaryIO, kind: bytes, payload: bytes) -> None:
     target.write(kind + len(payload).to_bytes(4, "little"))
     target.write(payload)
     target.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -21,6 +21,9 @@ from vidi.serve.child import ERROR, PIXELS
 
 _CHUNK: Final = 1 << 16
 
+# Not `-m`: the package imports that module itself, about which `-m` warns on the user's screen.
+_PROGRAM = "from vidi.serve.child import main; main()"
+
 
 @final
 class Decoders:
@@ -35,7 +38,7 @@ class Decoders:
         self._command = [
             sys.executable,
             # Nothing is imported from the current folder.
-            *(["-P", "-m", "vidi.serve.child"] if program is None else ["-P", "-c", program]),
+            *("-P", "-c", _PROGRAM if program is None else program),
             contract.model_dump_json(),
         ]
         self.num_replaced = 0

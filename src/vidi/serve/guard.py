@@ -69,7 +69,12 @@ class Guard:
                 400, "no such input: the body is the bytes of one image, no URL, no path", {}
             )
         if not _IMAGE.fullmatch(kind):
-            return Refusal(415, "say Content-Type: image/jpeg, or application/octet-stream", {})
+            return Refusal(
+                415,
+                "send the bytes of one image and say what they are: curl --data-binary @photo.jpg "
+                "-H 'Content-Type: image/jpeg' .../predict",
+                {},
+            )
         return None
 
     @staticmethod
