@@ -82,7 +82,9 @@ def make(config: Config, facts: Facts) -> Plan:
             "last one smaller; each image counts alike"
         )
     head = decide_head(config, decided, pretrained=pretrained)
-    optimizer = decide_optimizer(config, decided, batch_size, pretrained=pretrained)
+    optimizer = decide_optimizer(
+        config, decided, batch_size, num_train=num_train, pretrained=pretrained
+    )
     schedule = decide_schedule(config, dataset, decided, pretrained=pretrained)
     horizon = decided.take(
         "horizon_steps",

@@ -40,8 +40,19 @@ _LEARNING_RATES: dict[str, tuple[float, Literal["linear", "sqrt", "none"]]] = {
 _FINE_TUNING_RATE = 6e-4
 
 
+def weight_decay_rule(num_train: int, *, pretrained: bool) -> tuple[float, str]:
+    """Stated for 256 images an update, and not for a learning rate; see `vidi.optim`."""
+    if pretrained:
+        return 0.05, "as DeiT and ConvNeXt fine-tune"
+    if num_train < 4_000:
+        return 2e-3, f"{num_train:,} images: four times what ResNets train with"
+    if num_train < 20_000:
+        return 1e-3, f"{num_train:,} images: twice what ResNets train with"
+    return 5e-4, "as ResNets train"
+
+
 def decide_optimizer(
-    config: Config, decided: Decisions, batch_size: int, *, pretrained: bool
+    config: Config, decided: Decisions, batch_size: int, *, num_train: int, pretrained: bool
 ) -> OptimizerPlan:
     asked = config.train
     if asked.optimizer == "lbfgs":
@@ -75,7 +86,7 @@ def decide_optimizer(
         weight_decay=decided.take(
             "optimizer.weight_decay",
             asked.weight_decay,
-            (0.05, "as DeiT and ConvNeXt fine-tune") if pretrained else (5e-4, "as ResNets train"),
+            weight_decay_rule(num_train, pretrained=pretrained),
         ),
     )
 

@@ -277,6 +277,7 @@ def build_optimizer(plan: Plan, network: nn.Module) -> torch.optim.Optimizer:
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
+        batch_size=plan.batch_size,
     )
 
 
