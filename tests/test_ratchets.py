@@ -26,7 +26,7 @@ ROWS = (
     ("config", "facts", "schedule", "image", "metrics", "space", "storage", "augment_settings"),
     ("plan", "label_errors"),
     ("run", "zoo", "batch", "bundle", "finite", "energy", "download"),
-    ("weights", "loss", "comparing"),
+    ("weights", "loss", "comparing", "study"),
     ("data", "augment", "model", "optim", "step", "memory", "import_weights"),
     ("probe", "restore", "suspects"),
     ("evaluate", "predictor", "doctor"),
@@ -154,6 +154,7 @@ CLASSES = {
     "Predictions",
     "Predictor",
     "Run",
+    "Study",
     "VidiError",
 }
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vidi.predictor import Prediction, Predictor, load
     from vidi.run import Run
     from vidi.serve import serve
+    from vidi.study import Study
     from vidi.suspects import suspects
     from vidi.train import train
 
@@ -47,6 +48,7 @@ __all__ = [
     "Predictions",
     "Predictor",
     "Run",
+    "Study",
     "VidiError",
     "__version__",
     "audit",
@@ -77,6 +79,7 @@ _OWNERS = {
     "Predictions": "vidi.metrics",
     "Predictor": "vidi.predictor",
     "Run": "vidi.run",
+    "Study": "vidi.study",
     "VidiError": "vidi.errors",
     "audit": "vidi.commands",
     "cache": "vidi.commands",

@@ -11,7 +11,7 @@ those rules read only the facts that were there from the start.
 
 from vidi.plan.execution import TIMEOUT_S
 from vidi.plan.feeding import Build, Place, Sampling
-from vidi.plan.making import make, retimed
+from vidi.plan.making import annealed, make, retimed
 from vidi.plan.network import SMALL_IMAGE_PX, Choice, choose_model
 from vidi.plan.values import (
     ExecutionPlan,
@@ -37,6 +37,7 @@ __all__ = [
     "Sampling",
     "SchedulePlan",
     "Stage",
+    "annealed",
     "choose_model",
     "make",
     "retimed",

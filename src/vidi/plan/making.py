@@ -195,6 +195,40 @@ def retimed(plan: Plan, last_step: int) -> Plan:
     return plan.model_copy(update={**steps, "evaluate_every_steps": every, "reasons": reasons})
 
 
+def annealed(plan: Plan, step: int, last_step: int) -> Plan:
+    """The same plan with a learning rate that falls to zero from `step` on and ends at `last_step`.
+
+    For a run that stands at `step` on the flat part of its curve and has no time for all of it:
+    what is behind it stays as it was ("anneal on a branch", Hu et al. 2024, MiniCPM; Haegele et al.
+    2024).
+    """
+    assert plan.schedule.name == "trapezoid", plan.schedule.name
+    assert step < last_step, (step, last_step)
+    risen = plan.schedule.warmup_fraction * plan.horizon_steps
+    flat = max(0.0, min(step, last_step - 1) - risen)
+    fraction = (last_step - risen - flat) / (last_step - risen)
+    schedule = plan.schedule.model_copy(
+        update={
+            "warmup_fraction": risen / last_step,
+            "settings": {**plan.schedule.settings, "decay_fraction": min(1.0, fraction)},
+        }
+    )
+    reasons = {
+        **plan.reasons,
+        "horizon_steps": f"{plan.horizon_steps} by the plan; annealed from step {step} on",
+    }
+    return plan.model_copy(
+        update={
+            "schedule": schedule,
+            "horizon_steps": last_step,
+            "last_step": last_step,
+            "evaluate_every_steps": last_step,
+            "rungs": tuple(rung for rung in plan.rungs if rung <= step),
+            "reasons": reasons,
+        }
+    )
+
+
 def _check_data(dataset: DatasetFacts) -> None:
     with_images = [
         name for name, count in zip(dataset.classes, dataset.counts["train"], strict=True) if count

@@ -133,6 +133,9 @@ class Plan(Frozen):
     log_every_steps: int
     checkpoint_every_s: float
     patience_evaluations: int | None
+    # Steps at which a search looks at the run: there it is validated, logged and saved, whether it
+    # stops there or not, so that stopping leaves no trace.
+    rungs: tuple[int, ...] = ()
     execution: ExecutionPlan
     # Dotted name of a decision -> why it is what it is.
     reasons: dict[str, str]

@@ -9,16 +9,47 @@ from torch import Tensor
 
 from vidi import optim
 from vidi.augment import views
+from vidi.config import Config
 from vidi.data import Loader
 from vidi.loss import Loss
 from vidi.model import Classifier, set_head
 from vidi.plan import Plan
 from vidi.step import StepSettings, autocast
+from vidi.train.loop import Job
+from vidi.train.prepare import Extensions, Prepared, build_job, evaluation_loader
+from vidi.train.ranks import ALONE, Ranks
+from vidi.train.state import State
 
 # Penalties on the squared weights, for features of unit variance and the mean loss of an image; the
 # one is taken whose validation is best.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 MAX_ROUNDS = 20
+
+
+def begun_job(
+    prepared: Prepared,
+    state: State,
+    config: Config,
+    extensions: Extensions,
+    *,
+    ranks: Ranks = ALONE,
+    say: Callable[[str], None],
+) -> Job:
+    """The job of a plan; where its head is fitted first, that is done here."""
+    plan, dataset, store = prepared.plan, prepared.dataset, prepared.store
+    job = build_job(plan, config, dataset, store, extensions, ranks)
+    if plan.head != "with_the_rest" and state.step == 0:
+        if ranks.is_first:
+            held_out = None
+            if job.validation is not None:
+                held_out = evaluation_loader(plan, dataset, store, "validation")
+            images = evaluation_loader(plan, dataset, store, "train")
+            fit_head(plan, prepared.model, images, held_out, say=say)
+        ranks.wait_for_first("head")
+        ranks.same(prepared.model)
+        if state.average is not None:
+            state.average.reset(prepared.model)
+    return job
 
 
 def fit_head(

@@ -139,7 +139,7 @@ def _steps(plan: Plan, job: Job, state: State, run: Run | None, saver: Saver) ->
                 if _average_is_due(plan, state):
                     assert state.average is not None
                     state.average.update(state.model, plan.ema_every_steps)
-                if state.step % plan.log_every_steps == 0 or state.step == plan.last_step:
+                if _log_is_due(plan, state):
                     _log(plan, job, state, run, watch)
                     _check_scale(state)
                 if state.consecutive_skips > MAX_CONSECUTIVE_SKIPS:
@@ -270,10 +270,19 @@ def _count(state: State, result: StepResult) -> None:
         window.skipped = skipped if window.skipped is None else window.skipped + skipped
 
 
+def _log_is_due(plan: Plan, state: State) -> bool:
+    last = state.step == plan.last_step or state.step in plan.rungs
+    return last or state.step % plan.log_every_steps == 0
+
+
 def _validation_is_due(plan: Plan, job: Job, state: State) -> bool:
     if job.validation is None:
         return False
-    due = state.step % plan.evaluate_every_steps == 0 or state.step == plan.last_step
+    due = (
+        state.step % plan.evaluate_every_steps == 0
+        or state.step == plan.last_step
+        or state.step in plan.rungs
+    )
     begun = state.step > 0 or plan.last_step == 0
     return due and begun and state.evaluated_step != state.step
 

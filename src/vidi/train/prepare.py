@@ -102,7 +102,20 @@ def prepare(
         DataError: the data do not allow it.
     """
     probe.keep_memory()
-    dataset, store, facts, second, found = looked_at(data, config, say=say)
+    looked = looked_at(data, config, say=say)
+    return planned(looked, config, extensions, say=say, started_at=started_at)
+
+
+def planned(
+    looked: Looked,
+    config: Config,
+    extensions: Extensions,
+    *,
+    say: Say,
+    started_at: float,
+) -> Prepared:
+    """From what the pixels told to the plan and the built model: the second half of `prepare`."""
+    dataset, store, facts, second, found = looked
     probe.configure(second.execution)
     classifier = build_model(second, own_model(second, config, extensions))
     facts = facts.model_copy(update={"model": model.facts(classifier)})

@@ -16,6 +16,7 @@ from vidi.run import Checkpoint, Run
 from vidi.train.finish import audit_of
 from vidi.train.prepare import (
     Extensions,
+    Looked,
     Prepared,
     Say,
     build_state,
@@ -67,14 +68,14 @@ def reopened(
     facts = Facts.model_validate_json(run.text("facts"))
     before = parse(run.text("config"), origin=str(run.config_path))
     notes: list[str] = []
-    differing = _differing(before, config)
-    if differing == ["train.epochs"] and _longer(before, config):
+    changed = differing(before, config)
+    if changed == ["train.epochs"] and _longer(before, config):
         plan = _lengthened(plan, config, facts)
         run.write_text("plan", plan.model_dump_json(indent=1))
         run.write_text("config", config.to_toml())
         notes.append(f"lengthened to {config.train.epochs:g} epochs: the learning rate rises again")
-    elif differing:
-        _refuse_or_note(run, f"the settings differ: {', '.join(differing)}", notes, force=force)
+    elif changed:
+        _refuse_or_note(run, f"the settings differ: {', '.join(changed)}", notes, force=force)
 
     dataset = open_dataset(data, config.data)
     if dataset.classes != facts.dataset.classes:
@@ -89,6 +90,25 @@ def reopened(
     if dataset.fingerprint != facts.dataset.fingerprint:
         changes = _count_changes(dataset.facts().counts, facts.dataset.counts)
         _refuse_or_note(run, f"the data changed: {changes}", notes, force=force)
+    looked = Looked(dataset, store, facts, plan, found)
+    return restored(run, looked, config, extensions, notes, say=say)
+
+
+def restored(
+    run: Run,
+    looked: Looked,
+    config: Config,
+    extensions: Extensions,
+    notes: list[str],
+    *,
+    say: Say,
+) -> Reopened:
+    """The plan's model and state as the newest valid checkpoint has them, on data that are open.
+
+    Raises:
+        DamagedError: no checkpoint is valid although there are some.
+    """
+    dataset, store, facts, plan, found = looked
     plan = _on_these_processes(plan, notes)
     plan = plan.model_copy(update={"execution": _execution(plan, config)})
     if len(dataset.indices("train")) != plan.num_train and not has_gaps(plan):
@@ -118,7 +138,8 @@ def _refuse_or_note(run: Run, what: str, notes: list[str], *, force: bool) -> No
     notes.append(f"continued by force although {what}")
 
 
-def _differing(before: Config, now: Config) -> list[str]:
+def differing(before: Config, now: Config) -> list[str]:
+    """The settings that two parts of one run may not have different, by their dotted names."""
     old, new = _flat(before), _flat(now)
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     return [name for name in names if not name.startswith(FREE)]

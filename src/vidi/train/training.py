@@ -31,14 +31,12 @@ from vidi.run import Run, default_run_path
 from vidi.storage import DISK
 from vidi.train.deadline import Deadline
 from vidi.train.finish import fitted_temperature, judge, judged
-from vidi.train.head import fit_head
+from vidi.train.head import begun_job
 from vidi.train.loop import Job, Progress, loop, save
 from vidi.train.prepare import (
     Extensions,
     Prepared,
-    build_job,
     build_state,
-    evaluation_loader,
     followed,
     has_gaps,
     prepare,
@@ -120,7 +118,7 @@ def train(
         if Run.exists(path):
             # Another process was faster; its lock says who.
             return _continue(asked, force=force_resume)
-        run = Run.create(path, texts=_decisions(data, config, prepared))
+        run = Run.create(path, texts=decisions(data, config, prepared))
         with run.lock():
             state = build_state(prepared.plan, prepared.model)
             deadline = Deadline.of(config, prepared.facts, started_at)
@@ -197,22 +195,10 @@ def _follow(asked: _Asked) -> Run:
 
 
 def _job(asked: _Asked, prepared: Prepared, state: State) -> Job:
-    """The job of a plan; where its head is fitted first, that is done here."""
-    plan, ranks = prepared.plan, asked.ranks
-    dataset, store = prepared.dataset, prepared.store
-    job = build_job(plan, asked.config, dataset, store, asked.extensions, ranks)
-    if plan.head != "with_the_rest" and state.step == 0:
-        if ranks.is_first:
-            held_out = None
-            if job.validation is not None:
-                held_out = evaluation_loader(plan, dataset, store, "validation")
-            images = evaluation_loader(plan, dataset, store, "train")
-            fit_head(plan, prepared.model, images, held_out, say=asked.tell)
-        ranks.wait_for_first("head")
-        ranks.same(prepared.model)
-        if state.average is not None:
-            state.average.reset(prepared.model)
-    return job
+    """The job of a plan, for this process."""
+    return begun_job(
+        prepared, state, asked.config, asked.extensions, ranks=asked.ranks, say=asked.tell
+    )
 
 
 def _train(
@@ -237,13 +223,13 @@ def _train(
         if prepared.audit is None and store.complete:
             prepared = _audited_late(run, prepared, tell)
         tell(f"judging the weights of step {best_step}")
-        _judge(run, plan, config, prepared)
+        judge_run(run, plan, config, prepared)
         if has_gaps(plan):
             _count_again(run, prepared, tell)
     write(run)
 
 
-def _judge(run: Run, plan: Plan, config: Config, prepared: Prepared) -> None:
+def judge_run(run: Run, plan: Plan, config: Config, prepared: Prepared) -> None:
     """Predictions and evaluations of the held-out images, written into the run."""
     own_metrics = [load(name) for name in config.evaluate.metrics]
     for split in ("validation", "test"):
@@ -378,7 +364,7 @@ def _interrupted(run: Run | None, plan: Plan, state: State, stop: Stop) -> Inter
     )
 
 
-def _decisions(data: str | Path, config: Config, prepared: Prepared) -> dict[str, str]:
+def decisions(data: str | Path, config: Config, prepared: Prepared) -> dict[str, str]:
     """Everything that a later look, or a continuation, needs."""
     return {
         "config": config.to_toml(),
