@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from torch import nn
 from vidi import augment, storage
 from vidi.augment import Transform
 from vidi.batch import Batch
-from vidi.config import Config, parse
+from vidi.comparing import facts_of
+from vidi.config import Config
 from vidi.data import (
     Audit,
     CachedStore,
@@ -31,10 +31,11 @@ from vidi.doctor import Findings, examine
 from vidi.errors import DataError, MismatchError, UsageError
 from vidi.events import write_events
 from vidi.explain import explain as make_explanations
-from vidi.facts import SPLITS, Facts, Split
+from vidi.facts import SPLITS, Split
 from vidi.image import encode_png
 from vidi.metrics import Evaluation
 from vidi.model import Listing, list_models
+from vidi.own_data import Decoded, Say, as_trained, config_of, decoded_first, own_data, plan_of
 from vidi.plan import Plan
 from vidi.predictor.trained import view_kind
 from vidi.probe import RangeTest, machine, picture, range_test
@@ -42,12 +43,11 @@ from vidi.report import PICTURE_PX, audit_pictures, render_audit, write
 from vidi.restore import build_model, load_best
 from vidi.run import Run
 from vidi.step import StepSettings
-from vidi.train.finish import audit_of, fitted_temperature, judge, judged
+from vidi.train.finish import fitted_temperature, judge, judged
 from vidi.train.prepare import (
     Extensions,
     Prepared,
     build_optimizer,
-    decoded,
     looked_at,
     prepare,
     some_batches,
@@ -265,28 +265,10 @@ def evaluate(
     """
     opened = run if isinstance(run, Run) else Run.open(Path(run))
     tell = show or (lambda _: None)
-    made = Plan.from_json(opened.text("plan"), origin=f"{opened.path}: plan.json")
-    config = parse(opened.text("config"), origin=str(opened.config_path))
-    facts = Facts.model_validate_json(opened.text("facts")).dataset
-    source = data
-    if source is None:
-        source = json.loads(opened.text("environment"))["data"]
-    dataset = (
-        _still_there(source, config, opened) if data is None else open_dataset(source, config.data)
-    )
-    if dataset.classes != facts.classes:
-        raise MismatchError(
-            f"the classes of {dataset.name} are not those of the model in {opened.path}: "
-            f"{', '.join(dataset.classes[:8])} against {', '.join(facts.classes[:8])}",
-            fix="name the folders of the data as the classes were named in training",
-        )
+    made = plan_of(opened)
     kind = view_kind(made) if tta else "plain"
-    made = _decoded_first(made)
-    dataset, store = decoded(dataset, made, config, say=tell)
-    found = audit_of(opened)
-    as_trained = dataset if found is None else found.regroup(dataset)
-    own = data is None or as_trained.fingerprint == facts.fingerprint
-    dataset = as_trained if own else dataset
+    dataset, store, found = _to_judge(opened, data, made, tell)
+    own = dataset.fingerprint == facts_of(opened).fingerprint
     chosen = _split(split, dataset)
     torch.set_num_threads(made.execution.threads)
     classifier = build_model(made, model)
@@ -304,7 +286,7 @@ def evaluate(
             classifier,
             chosen,
             temperature=temperature,
-            leaked_ids=found.leaked.get(chosen, ()) if own and found is not None else (),
+            leaked_ids=found.leaked.get(chosen, ()) if found is not None else (),
             kind=kind,
         )
     )
@@ -313,21 +295,23 @@ def evaluate(
     return evaluation
 
 
-def _decoded_first(made: Plan) -> Plan:
-    """Nothing trains meanwhile, so there is nothing to decode alongside."""
-    execution = made.execution.model_copy(update={"build": "before"})
-    return made.model_copy(update={"execution": execution})
-
-
-def _still_there(source: Any, config: Config, run: Run) -> Dataset:
-    """The data that a run was trained on."""
-    try:
-        return open_dataset(source, config.data)
-    except UsageError as error:
-        raise DataError(
-            f"the data of {run.path} are not where they were in training: {error.message}",
-            fix=f"put them back, or say where they are now: vidi evaluate {run.path} DATA",
-        ) from error
+def _to_judge(run: Run, data: str | Path | None, made: Plan, say: Say) -> Decoded:
+    """The run's own data, wherever they are now, or other data with the same classes."""
+    if data is None:
+        return own_data(run, fix=f"say where the data are: vidi evaluate {run.path} DATA", say=say)
+    config, facts = config_of(run), facts_of(run)
+    dataset = open_dataset(data, config.data)
+    if dataset.classes != facts.classes:
+        raise MismatchError(
+            f"the classes of {dataset.name} are not those of the model in {run.path}: "
+            f"{', '.join(dataset.classes[:8])} against {', '.join(facts.classes[:8])}",
+            fix="name the folders of the data as the classes were named in training",
+        )
+    dataset, store = decoded_first(dataset, made, config, say=say)
+    own = as_trained(run, dataset, store)
+    # What the run knows about copies, it knows of its own rows.
+    same = own.dataset.fingerprint == facts.fingerprint
+    return own if same else Decoded(dataset, store, None)
 
 
 def _split(asked: str | None, dataset: Dataset) -> Split:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def compare(
     if len(runs) < 2:
         raise UsageError("one run alone cannot be compared", fix="name two or more")
     chosen = _split(runs, split)
-    facts = [_facts(run) for run in runs]
+    facts = [facts_of(run) for run in runs]
     for run, about in zip(runs[1:], facts[1:], strict=True):
         if about.classes != facts[0].classes:
             raise MismatchError(
@@ -60,7 +59,8 @@ def _split(runs: Sequence[Run], asked: str | None) -> str:
     )
 
 
-def _facts(run: Run) -> DatasetFacts:
+def facts_of(run: Run) -> DatasetFacts:
+    """What was true of a run's data when it was trained. Raises DamagedError."""
     try:
         return Facts.model_validate_json(run.text("facts")).dataset
     except ValidationError as error:
@@ -77,8 +77,3 @@ def judged_alike(
     return chosen, [
         metrics.Evaluation.model_validate_json(run.read_evaluation(chosen)) for run in opened
     ]
-
-
-def data_of(run: Run) -> str:
-    """Where the data of a run were when it was trained."""
-    return str(json.loads(run.text("environment"))["data"])

@@ -45,6 +45,10 @@ class DataConfig(Frozen):
         None, description="share of an unsplit data set held out to judge by"
     )
     split_seed: int = Field(0, ge=0, description="which images are held out")
+    folds: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="for cross-validation: parts that all but the test images are cut into"
+    )
+    fold: Positive | None = Field(None, description="which of them is for validation, from 1 on")
     unreadable: Literal["exclude", "stop"] = Field(
         "exclude", description="what to do about files that cannot be decoded"
     )
@@ -60,6 +64,16 @@ class DataConfig(Frozen):
     cache_dir: str | None = Field(
         None, description="where decoded pixels are kept; $VIDI_CACHE or the user's cache folder"
     )
+
+    @model_validator(mode="after")
+    def _one_of_the_folds(self) -> DataConfig:
+        if self.fold is not None and self.folds is None:
+            raise ValueError("data.fold says which of data.folds; give both")
+        if self.fold is not None and self.folds is not None and self.fold > self.folds:
+            raise ValueError(f"data.fold = {self.fold} of data.folds = {self.folds}")
+        if self.folds is not None and self.validation_fraction is not None:
+            raise ValueError("give data.folds or data.validation_fraction, not both")
+        return self
 
 
 class ModelConfig(Frozen):

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 from torch import nn
 
-from vidi.comparing import data_of
-from vidi.config import parse
-from vidi.data import Dataset, PixelStore, open_dataset, open_store
-from vidi.errors import MismatchError, UsageError
+from vidi.data import Dataset, PixelStore
+from vidi.errors import UsageError
 from vidi.image import center_crop
 from vidi.metrics import Predictions
-from vidi.plan import Plan
+from vidi.own_data import own_data
 from vidi.predictor.trained import TrainedNetwork, restored
 from vidi.run import Run
 
@@ -54,13 +52,8 @@ def explain(
     split = next((each for each in ("test", "validation") if each in run.evaluated_splits()), None)
     if split is None:
         raise UsageError(f"{run.path} was not judged yet", fix=f"vidi evaluate {run.path}")
-    plan, facts, classifier, _ = restored(run, model)
-    dataset, store = _opened(run, plan, data)
-    if dataset.classes != facts.dataset.classes or dataset.fingerprint != facts.dataset.fingerprint:
-        raise MismatchError(
-            f"{dataset.name} is not what {run.path} was trained on",
-            fix="say where the data are as they were: --data FOLDER",
-        )
+    plan, _, classifier, _ = restored(run, model)
+    dataset, store, _ = own_data(run, data, say=show)
     network = TrainedNetwork(classifier)
     predictions = Predictions.from_arrays(run.read_predictions(split))
     side = plan.pixels.image_px
@@ -84,22 +77,9 @@ def explain(
     run.write_explained(split, arrays)
 
 
-def _opened(run: Run, plan: Plan, data: str | Path | None) -> tuple[Dataset, PixelStore]:
-    config = parse(run.text("config"), origin=str(run.config_path))
-    dataset = open_dataset(data if data is not None else data_of(run), config.data)
-    cache_dir = Path(config.data.cache_dir) if config.data.cache_dir else None
-    store = open_store(
-        dataset, plan.pixels, cache_dir=cache_dir, threads=plan.execution.threads, progress=None
-    )
-    for reason in sorted({row.reason for row in store.unreadable}):
-        rows = [row for row in store.unreadable if row.reason == reason]
-        dataset = dataset.without([row.id for row in rows], reason, [row.message for row in rows])
-    return dataset, store
-
-
 def _pixels(store: PixelStore, ids: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
     """(N, C, side, side)."""
-    return np.moveaxis(center_crop(store.images[ids], side), 3, 1)
+    return np.moveaxis(center_crop(store.take(ids)[0], side), 3, 1)
 
 
 def _features(
@@ -181,7 +161,7 @@ def _neighbours(
         "near_of": ids,
         "near_ids": nearest,
         "near_labels": dataset.labels[nearest],
-        "near_pixels": center_crop(store.images[nearest.ravel()], side),
+        "near_pixels": center_crop(store.take(nearest.ravel())[0], side),
     }
 
 

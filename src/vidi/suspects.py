@@ -8,13 +8,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidi.comparing import data_of
-from vidi.config import parse
-from vidi.data import open_dataset
+from vidi.comparing import facts_of
+from vidi.data import Dataset
 from vidi.errors import MismatchError, UsageError
-from vidi.facts import SPLITS, Facts
+from vidi.facts import SPLITS
 from vidi.label_errors import averaged, label_suspects
 from vidi.metrics import Predictions
+from vidi.own_data import own_dataset, where_trained
 from vidi.run import Run
 
 __all__ = ["Doubt", "csv_of", "suspects"]
@@ -49,19 +49,14 @@ def suspects(*runs: str | Path | Run, data: str | Path | None = None) -> tuple[D
     opened = [run if isinstance(run, Run) else Run.open(Path(run)) for run in runs]
     if not opened:
         raise UsageError("no run was named")
-    config = parse(opened[0].text("config"), origin=str(opened[0].config_path))
-    source = data if data is not None else data_of(opened[0])
-    dataset = open_dataset(source, config.data)
+    dataset = own_dataset(opened[0], data)
     parts = []
     for run in opened:
-        facts = Facts.model_validate_json(run.text("facts")).dataset
-        if facts.classes != dataset.classes:
+        if facts_of(run).classes != dataset.classes:
             raise MismatchError(f"{run.path} was trained for other classes than {dataset.name} has")
-        if len(opened) == 1 and facts.fingerprint != dataset.fingerprint:
-            raise MismatchError(
-                f"{dataset.name} has changed since {run.path} was trained",
-                fix="say where the data are as they were: --data FOLDER",
-            )
+        # Of other splits, their own: what counts is that a row is the same image in all of them.
+        if run is not opened[0]:
+            _check_same_rows(own_dataset(run, data), dataset, run)
         parts += [
             Predictions.from_arrays(run.read_predictions(split))
             for split in _HELD_OUT
@@ -69,7 +64,8 @@ def suspects(*runs: str | Path | Run, data: str | Path | None = None) -> tuple[D
         ]
     if not parts:
         raise UsageError("none of these runs was judged", fix="vidi evaluate RUN")
-    root = str(source) if Path(str(source)).is_dir() else os.path.dirname(str(source))  # noqa: PTH120
+    source = str(data) if data is not None else where_trained(opened[0])
+    root = source if Path(source).is_dir() else os.path.dirname(source)  # noqa: PTH120
     return tuple(
         Doubt(
             root=root,
@@ -82,6 +78,14 @@ def suspects(*runs: str | Path | Run, data: str | Path | None = None) -> tuple[D
         )
         for each in label_suspects(averaged(parts))
     )
+
+
+def _check_same_rows(other: Dataset, dataset: Dataset, run: Run) -> None:
+    if other.source.names_digest() != dataset.source.names_digest():
+        raise MismatchError(
+            f"{run.path} was trained on other images than {dataset.name} has now",
+            fix="name runs on the same images; their splits may differ",
+        )
 
 
 def csv_of(doubts: tuple[Doubt, ...], folder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vidi.data.audit import OF_PIXELS, Audit, Finding, audit, audit_store, pictures
 from vidi.data.cache import CachedStore, cache_folder, free_bytes, list_stores, prune
-from vidi.data.custom import Images
+from vidi.data.custom import Images, is_own_code
 from vidi.data.dataset import Dataset, Indices, Skipped
 from vidi.data.filling import UnreadableRow
 from vidi.data.loader import Loader
@@ -31,6 +31,7 @@ __all__ = [
     "balanced_weights",
     "cache_folder",
     "free_bytes",
+    "is_own_code",
     "list_stores",
     "measure_symmetry",
     "open_dataset",

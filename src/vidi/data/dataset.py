@@ -15,18 +15,15 @@ from numpy.typing import NDArray
 
 from vidi import image
 from vidi.config import DataConfig
-from vidi.data.hashing import Hashes, draws
+from vidi.data.hashing import Hashes
 from vidi.data.split import (
     DEFAULT_RULE,
-    TEST,
     TRAIN,
-    VALIDATION,
     Groups,
     Labels,
     SplitRule,
     Splits,
     complete,
-    folds,
 )
 from vidi.errors import DataError, UnreadableImage
 from vidi.facts import SPLITS, DatasetFacts, Split
@@ -187,22 +184,6 @@ class Dataset:
             made._facts.append(self._facts[0].model_copy(update=_counted(made)))
         return made
 
-    def fold(self, number: int, count: int) -> Dataset:
-        """For cross-validation: of all rows that are not for the test, fold `number` of `count`
-        is the validation split, and the others are for training."""
-        rows = np.flatnonzero(self.split != TEST)
-        seed = self.rule.seed * len(SPLITS) + VALIDATION
-        places = folds(
-            self.labels[rows],
-            draws(self.source.hashes()[rows], seed),
-            count,
-            groups=None if self.groups is None else self.groups[rows],
-        )
-        split = self.split.copy()
-        split[rows] = np.where(places == number, VALIDATION, TRAIN)
-        words = f"fold {number + 1} of {count}, stratified, seed {self.rule.seed}"
-        return self._with(split=split, split_rule=words, _fingerprint=[])
-
     def facts(self) -> DatasetFacts:
         """Counted and sampled; computed once."""
         if not self._facts:
@@ -228,7 +209,13 @@ def assemble(
 
     given: (N,) into facts.SPLITS, all of them for training where the owner did not split.
     """
-    rule = SplitRule(asked.validation_fraction, asked.test_fraction, asked.split_seed)
+    rule = SplitRule(
+        asked.validation_fraction,
+        asked.test_fraction,
+        asked.split_seed,
+        asked.folds,
+        asked.fold or 1,
+    )
     split, words = complete(given, labels, source.hashes(), rule, groups)
     counts = np.bincount(labels[split == TRAIN], minlength=len(classes))
     return Dataset(

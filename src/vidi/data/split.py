@@ -39,6 +39,9 @@ class SplitRule(NamedTuple):
     validation_fraction: float | None
     test_fraction: float | None
     seed: int
+    # For cross-validation: fold number `fold` of `folds`, from 1 on, is for validation.
+    folds: int | None = None
+    fold: int = 1
 
 
 DEFAULT_RULE: Final = SplitRule(None, None, 0)
@@ -156,7 +159,10 @@ def complete(
     rule: SplitRule,
     groups: Groups | None = None,
 ) -> tuple[Splits, str]:
-    """Cut what is missing out of the training rows; returns the splits and the rule in words."""
+    """Cut what is missing out of the training rows; returns the splits and the rule in words.
+
+    Of folds, all rows that are not for the test are part, also those given for validation.
+    """
     split = given.copy()
     has = [bool((given == number).any()) for number in range(len(SPLITS))]
     words = ["given: " + ", ".join(SPLITS[n] for n in range(len(SPLITS)) if has[n])]
@@ -192,7 +198,19 @@ def complete(
             share = DEFAULT_TEST_FRACTION if asked is None else asked
             if share > 0:
                 cut(TEST, share)
-    if not has[VALIDATION]:
+    if rule.folds is not None:
+        rows = np.flatnonzero(split != TEST)
+        places = folds(
+            labels[rows],
+            draws(hashes[rows], rule.seed * len(SPLITS) + VALIDATION),
+            rule.folds,
+            groups=None if groups is None else groups[rows],
+        )
+        split[rows] = np.where(places == rule.fold - 1, VALIDATION, TRAIN)
+        words.append(
+            f"validation is fold {rule.fold} of {rule.folds}, stratified, seed {rule.seed}{grouped}"
+        )
+    elif not has[VALIDATION]:
         asked = rule.validation_fraction
         share = DEFAULT_VALIDATION_FRACTION if asked is None else asked
         if share > 0:

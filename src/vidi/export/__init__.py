@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +13,8 @@ from torch import nn
 import vidi
 from vidi.augment import best_kind
 from vidi.bundle import FORMAT, TARGETS, Bundle, BundleFile, Description, Target
-from vidi.config import parse
-from vidi.data import Dataset, PixelStore, open_dataset, open_store
-from vidi.errors import DataError, MismatchError, UsageError, nearest
+from vidi.data import Dataset, PixelStore
+from vidi.errors import UsageError, nearest
 from vidi.export.graph import plain_convolutions, to_onnx, to_torch
 from vidi.export.parity import compare, sampled
 from vidi.export.quantise import CALIBRATION_IMAGES, quantised
@@ -25,11 +22,12 @@ from vidi.export.versions import require, versions
 from vidi.facts import Split
 from vidi.image import DECODER_VERSION
 from vidi.model import Classifier, fused
+from vidi.own_data import own_data
 from vidi.plan import Plan
 from vidi.predictor import Network, Predictor
 from vidi.predictor.trained import Answering, ExportedNetwork, calibration, restored
 from vidi.run import Run
-from vidi.storage import sha256, shown
+from vidi.storage import sha256
 
 __all__ = ["export"]
 
@@ -70,7 +68,7 @@ def export(
     tell = show or (lambda _: None)
     opened = run if isinstance(run, Run) else Run.open(Path(run))
     plan, facts, classifier, step = restored(opened, model)
-    dataset, store = _data(opened, plan, data, facts.dataset.fingerprint)
+    dataset, store, _ = own_data(opened, data, say=tell)
     sample = sampled(dataset, store, classifier, plan, _held_out(dataset))
     tell(f"exporting {plan.model.name}, step {step}, to {target}")
     answering = Answering(_folded(classifier))
@@ -108,34 +106,6 @@ def _target(to: str) -> Target:
         if target == to:
             return target
     raise UsageError(f"nothing is exported to '{to}'", fix=nearest(to, TARGETS))
-
-
-def _data(
-    run: Run, plan: Plan, data: str | Path | None, fingerprint: str
-) -> tuple[Dataset, PixelStore]:
-    """The run's own data, decoded as for training."""
-    config = parse(run.text("config"), origin=str(run.config_path))
-    source = data if data is not None else json.loads(run.text("environment"))["data"]
-    if data is None and isinstance(source, str) and os.sep in source and not Path(source).exists():
-        raise DataError(
-            f"the data of this run are no longer at {shown(source)}, and the proof needs them",
-            fix="say where they are: --data FOLDER",
-        )
-    dataset = open_dataset(source, config.data)
-    cache_dir = Path(config.data.cache_dir) if config.data.cache_dir else None
-    store = open_store(
-        dataset, plan.pixels, cache_dir=cache_dir, threads=plan.execution.threads, progress=None
-    )
-    for reason in sorted({row.reason for row in store.unreadable}):
-        rows = [row for row in store.unreadable if row.reason == reason]
-        dataset = dataset.without([row.id for row in rows], reason, [row.message for row in rows])
-    if dataset.fingerprint != fingerprint:
-        raise MismatchError(
-            f"{dataset.name} is not what {shown(run.path)} was trained on: files, labels or splits "
-            "differ",
-            fix="export with the data as they were: --data FOLDER",
-        )
-    return dataset, store
 
 
 def _held_out(dataset: Dataset) -> Split:

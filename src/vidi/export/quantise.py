@@ -70,7 +70,7 @@ def _batches(
     store: PixelStore, ids: NDArray[np.int64], plan: Plan
 ) -> Iterator[dict[str, NDArray[np.uint8]]]:
     for start in range(0, len(ids), _BATCH):
-        pixels = center_crop(store.images[ids[start : start + _BATCH]], plan.pixels.image_px)
+        pixels = center_crop(store.take(ids[start : start + _BATCH])[0], plan.pixels.image_px)
         yield {INPUT: np.ascontiguousarray(np.moveaxis(pixels, 3, 1))}
 
 

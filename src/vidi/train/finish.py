@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from vidi.augment import ViewKind
-from vidi.data import Audit, Dataset, PixelStore
-from vidi.errors import DamagedError
+from vidi.data import Dataset, PixelStore
 from vidi.evaluate import predict
 from vidi.facts import Split
 from vidi.image import center_crop
@@ -75,19 +74,6 @@ def judge(
         if kind == "plain":
             _write_pictures(run, plan, dataset, store, split, predictions)
     yield loader.num_images, evaluation
-
-
-def audit_of(run: Run) -> Audit | None:
-    """What the run found on its images before it began; None where an older version began it.
-
-    Raises DamagedError.
-    """
-    if not run.has_text("audit"):
-        return None
-    try:
-        return Audit.from_json(run.text("audit"))
-    except ValueError as error:
-        raise DamagedError(f"audit.json of {run.path} cannot be read: {error}") from error
 
 
 def fitted_temperature(run: Run) -> Temperature | None:

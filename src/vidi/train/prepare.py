@@ -32,12 +32,12 @@ from vidi.data import (
     free_bytes,
     measure_symmetry,
     open_dataset,
-    open_store,
 )
 from vidi.errors import ConfigError, MismatchError, UsageError, nearest
 from vidi.facts import Facts, Measurements, Split
 from vidi.memory import Limit
 from vidi.model import Classifier
+from vidi.own_data import Say, decoded, has_gaps
 from vidi.plan import Plan, choose_model, make
 from vidi.restore import build_model
 from vidi.schedule import Plateau
@@ -55,10 +55,6 @@ PROBE_MIN_S = 4.0
 PROBE_MAX_S = 120.0
 # Runs that a guess puts below this are not worth a probe.
 PROBE_WORTH_S = 60.0
-
-DECODING_SAID_EVERY_S = 5.0
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -223,61 +219,6 @@ def say_findings(audit: Audit, say: Say) -> None:
         if finding.severity != "note" and finding.code in OF_PIXELS:
             example = " = ".join((finding.groups[0] if finding.groups else finding.paths)[:2])
             say(finding.message + (f", e.g. {example}" if example else ""))
-
-
-def decoded(
-    dataset: Dataset, plan: Plan, config: Config, *, say: Say
-) -> tuple[Dataset, PixelStore]:
-    """The decoded pixels, and the data set without what could not be decoded.
-
-    Raises:
-        DataError: more files are unreadable than the config allows.
-    """
-    store = open_store(
-        dataset,
-        plan.pixels,
-        cache_dir=cache_folder(config.data.cache_dir),
-        threads=plan.execution.threads,
-        progress=_said_now_and_then(say),
-        place=plan.execution.store,
-        build=plan.execution.build,
-    )
-    if has_gaps(plan):
-        # Which rows cannot be decoded shows on the way; the order must not depend on when.
-        return dataset, store
-    return readable(dataset, store, say=say), store
-
-
-def _said_now_and_then(say: Say) -> Callable[[int, int], None]:
-    """A progress for decoding: a line every few seconds, none when it is quick."""
-    said_at = time.monotonic()
-
-    def progress(done: int, of: int) -> None:
-        nonlocal said_at
-        if time.monotonic() - said_at >= DECODING_SAID_EVERY_S:
-            said_at = time.monotonic()
-            say(f"decoded {done:,} of {of:,} images")
-
-    return progress
-
-
-def has_gaps(plan: Plan) -> bool:
-    """Whether rows that cannot be decoded keep their place in the order, and are missing there."""
-    return plan.execution.store == "stream" or plan.execution.build == "alongside"
-
-
-def readable(dataset: Dataset, store: PixelStore, *, say: Say) -> Dataset:
-    """The data set without what could not be decoded, once everything was tried."""
-    if store.unreadable:
-        first = store.unreadable[0]
-        name = dataset.name_of(first.id)
-        count = len(store.unreadable)
-        more = f" and {count - 1} more" if count > 1 else ""
-        say(f"left out, unreadable: {name} ({first.reason}: {first.message}){more}")
-    for reason in sorted({row.reason for row in store.unreadable}):
-        rows = [row for row in store.unreadable if row.reason == reason]
-        dataset = dataset.without([row.id for row in rows], reason, [row.message for row in rows])
-    return dataset
 
 
 def build_optimizer(plan: Plan, network: nn.Module) -> torch.optim.Optimizer:

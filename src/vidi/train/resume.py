@@ -6,22 +6,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vidi import probe
-from vidi.config import Config, parse
+from vidi.config import Config
 from vidi.data import open_dataset
 from vidi.errors import MismatchError
 from vidi.facts import Facts
+from vidi.own_data import Say, as_trained, config_of, decoded, has_gaps, plan_of, what_changed
 from vidi.plan import Plan, make
 from vidi.restore import build_model
 from vidi.run import Checkpoint, Run
-from vidi.train.finish import audit_of
 from vidi.train.prepare import (
     Extensions,
     Looked,
     Prepared,
-    Say,
     build_state,
-    decoded,
-    has_gaps,
     own_model,
 )
 from vidi.train.state import State
@@ -64,9 +61,9 @@ def reopened(
         DamagedError: no checkpoint is valid although there are some.
     """
     probe.keep_memory()
-    plan = Plan.from_json(run.text("plan"), origin=f"{run.path}: plan.json")
+    plan = plan_of(run)
     facts = Facts.model_validate_json(run.text("facts"))
-    before = parse(run.text("config"), origin=str(run.config_path))
+    before = config_of(run)
     notes: list[str] = []
     changed = differing(before, config)
     if changed == ["train.epochs"] and _longer(before, config):
@@ -83,12 +80,9 @@ def reopened(
             f"{run.path} was trained on other classes: {_class_difference(dataset.classes, facts)}",
             fix="give a new --out, or the data that the run began with",
         )
-    dataset, store = decoded(dataset, plan, config, say=say)
-    found = audit_of(run)
-    if found is not None:
-        dataset = found.regroup(dataset)
+    dataset, store, found = as_trained(run, *decoded(dataset, plan, config, say=say))
     if dataset.fingerprint != facts.dataset.fingerprint:
-        changes = _count_changes(dataset.facts().counts, facts.dataset.counts)
+        changes = what_changed(dataset, facts.dataset)
         _refuse_or_note(run, f"the data changed: {changes}", notes, force=force)
     looked = Looked(dataset, store, facts, plan, found)
     return restored(run, looked, config, extensions, notes, say=say)
@@ -200,12 +194,3 @@ def _class_difference(classes: tuple[str, ...], facts: Facts) -> str:
     if new := sorted(now - ours):
         parts.append(f"new: {', '.join(new[:5])}")
     return "; ".join(parts) or "their order changed"
-
-
-def _count_changes(now: dict[Any, Any], before: dict[Any, Any]) -> str:
-    parts = [
-        f"{split} had {sum(before.get(split, ())):,} images, now {sum(now.get(split, ())):,}"
-        for split in before
-        if sum(before[split]) != sum(now.get(split, ()))
-    ]
-    return "; ".join(parts) or "some files have other contents or names"

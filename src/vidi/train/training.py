@@ -24,6 +24,7 @@ from vidi.data import Audit, audit_store
 from vidi.errors import Interrupted, OutOfMemory, StorageError, TrainingError, VidiError
 from vidi.facts import Facts
 from vidi.model import name_of
+from vidi.own_data import has_gaps, readable
 from vidi.plan import TIMEOUT_S, Plan, retimed
 from vidi.report import write
 from vidi.restore import load_best
@@ -38,9 +39,7 @@ from vidi.train.prepare import (
     Prepared,
     build_state,
     followed,
-    has_gaps,
     prepare,
-    readable,
     say_findings,
 )
 from vidi.train.ranks import Ranks, Saved, joined
