@@ -22,20 +22,18 @@ from vidi.data import Dataset, PixelStore, open_dataset
 from vidi.errors import ConfigError, Interrupted, MismatchError, UsageError, VidiError
 from vidi.facts import Facts
 from vidi.image import PixelContract
+from vidi.own_data import Say, audit_of, decoded
 from vidi.plan import Plan, annealed, choose_model, make
 from vidi.report import write
 from vidi.restore import load_best
 from vidi.run import Run
-from vidi.train.finish import audit_of
 from vidi.train.head import begun_job
 from vidi.train.loop import Progress, loop, save
 from vidi.train.prepare import (
     Extensions,
     Looked,
     Prepared,
-    Say,
     build_state,
-    decoded,
     looked_at,
     planned,
 )
@@ -50,6 +48,8 @@ OF_THE_SPLIT: Final = (
     "data.validation_fraction",
     "data.test_fraction",
     "data.split_seed",
+    "data.folds",
+    "data.fold",
     "data.unreadable",
     "data.max_unreadable_fraction",
 )
