@@ -55,6 +55,9 @@ class DataConfig(Frozen):
     max_unreadable_fraction: Fraction = Field(
         0.05, description="stop when a larger share of the files cannot be decoded"
     )
+    read_limit_s: Annotated[float, Field(gt=0.0)] = Field(
+        120.0, description="a file that takes longer to read and decode is left out"
+    )
     store: Literal["disk", "memory", "device", "stream"] | None = Field(
         None, description="where decoded pixels wait; stream: decoded again in every epoch"
     )

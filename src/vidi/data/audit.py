@@ -31,6 +31,7 @@ from vidi.data.duplicates import (
     near_pairs,
     thumbnails,
 )
+from vidi.data.in_time import Late, each_in_time
 from vidi.data.resample import fast_resize
 from vidi.data.split import TRAIN, Groups
 from vidi.data.store import PixelStore
@@ -301,6 +302,7 @@ def _look(dataset: Dataset, threads: int, progress: Progress | None) -> _Seen:
     digests = np.zeros((count, 16), dtype=np.uint8)
     shapes: list[Inspection | None] = [None] * count
     unreadable: list[tuple[int, str, str]] = []
+    late = Late(dataset.read_limit_s, dataset.name, dataset.name_of)
 
     def look(row: int) -> None:
         try:
@@ -321,8 +323,7 @@ def _look(dataset: Dataset, threads: int, progress: Progress | None) -> _Seen:
 
     def block(start: int) -> int:
         stop = min(start + 64, count)
-        for row in range(start, stop):
-            look(row)
+        each_in_time(look, range(start, stop), late.add, limit_s=late.limit_s)
         return stop - start
 
     done = 0
@@ -334,7 +335,14 @@ def _look(dataset: Dataset, threads: int, progress: Progress | None) -> _Seen:
                     progress(done, count)
         finally:
             pool.shutdown(cancel_futures=True)
-    return _Seen(small, digests, shapes, sorted(unreadable))
+    if late.rows:
+        # The old ones may still be written to.
+        small, digests, shapes = small.copy(), digests.copy(), shapes.copy()
+        for row in late.rows:
+            small[row], digests[row], shapes[row] = 0, 0, None
+    timed = [(row, "TIMEOUT", late.words) for row in late.rows]
+    known = [row for row in unreadable if row[0] not in late.rows]
+    return _Seen(small, digests, shapes, sorted([*known, *timed]))
 
 
 # Judging ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vidi.config import DataConfig, load
 from vidi.data import split as splits
-from vidi.data.dataset import Dataset, assemble, content_digest, each
+from vidi.data.dataset import Dataset, assemble, content_digest, digests_of
 from vidi.data.files import Names
 from vidi.data.folder import natural
 from vidi.data.hashing import Hashes
@@ -78,7 +78,8 @@ def from_object(made: object, name: str, asked: DataConfig) -> Dataset:
         raise DataError(
             f"only one class in {name}", fix="a classifier needs images of at least two classes"
         )
-    source = Custom(made, Names.of(text.encode("utf-8", "surrogateescape") for text in names))
+    texts = Names.of(text.encode("utf-8", "surrogateescape") for text in names)
+    source = Custom(made, texts, asked.read_limit_s)
     return assemble(
         name.rpartition(":")[2],
         source,
@@ -147,8 +148,9 @@ def _weights(made: Images, name: str) -> NDArray[np.float32] | None:
 class Custom:
     """The rows of an `Images`."""
 
-    def __init__(self, made: Images, names: Names) -> None:
+    def __init__(self, made: Images, names: Names, limit_s: float) -> None:
         self._made = made
+        self._limit_s = limit_s
         self._names = names
         self._digests: NDArray[np.uint8] | None = None
         # Decided once: whoever gives pixels is not asked for bytes and the other way round.
@@ -206,15 +208,13 @@ class Custom:
 
     def digests(self) -> NDArray[np.uint8]:
         if self._digests is None:
-            parts = each(self._digest, np.arange(len(self)))
-            self._digests = np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(-1, 16)
+            self._digests = digests_of(
+                self._digest, len(self), limit_s=self._limit_s, name_of=self.name_of
+            )
         return self._digests
 
     def _digest(self, index: int) -> bytes:
-        try:
-            got = self._ask(index)
-        except UnreadableImage:
-            return bytes(16)
+        got = self._ask(index)
         if isinstance(got, bytes):
             return content_digest(got)
         return content_digest(np.ascontiguousarray(got).data.cast("B"))

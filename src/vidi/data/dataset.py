@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from vidi import image
 from vidi.config import DataConfig
 from vidi.data.hashing import Hashes
+from vidi.data.in_time import Late, each_in_time
 from vidi.data.split import (
     DEFAULT_RULE,
     TRAIN,
@@ -32,6 +34,8 @@ Indices = NDArray[np.int64]
 T = TypeVar("T")
 # Threads that read, hash and decode. More than cores, because some of them wait for the disk.
 READ_THREADS = 8
+# Rows that one of them is handed at a time: handing over costs five times as much as reading.
+_BLOCK = 64
 
 
 class Skipped(NamedTuple):
@@ -98,6 +102,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     unreadable: str = "exclude"
     max_unreadable_fraction: float = 0.05
+    read_limit_s: float = 120.0
     # (N,) of the owner's: rows of one group (from 0; -1: none) belong together, weights are how
     # often a row should be seen, relative to others.
     groups: Groups | None = None
@@ -231,6 +236,7 @@ def assemble(
         notes=(*notes, *count_notes(classes, counts)),
         unreadable=asked.unreadable,
         max_unreadable_fraction=asked.max_unreadable_fraction,
+        read_limit_s=asked.read_limit_s,
         groups=groups,
         weights=weights,
         given=given,
@@ -279,12 +285,11 @@ def _facts(dataset: Dataset) -> DatasetFacts:
     # 256 images give quartiles within a few percent, in less than a second from a cold disk.
     sample = train[np.linspace(0, len(train) - 1, min(len(train), 256)).astype(np.int64)]
     heights, widths, aspects, grey = [], [], [], True
-    for seen in each(_inspect(dataset), sample):
-        if seen is not None:
-            heights.append(seen[0])
-            widths.append(seen[1])
-            aspects.append(max(seen[:2]) / min(seen[:2]))
-            grey = grey and seen[2]
+    for height, width, seen_grey in _inspected(dataset, sample):
+        heights.append(height)
+        widths.append(width)
+        aspects.append(max(height, width) / min(height, width))
+        grey = grey and seen_grey
     if not heights:
         raise DataError(
             f"none of {len(sample)} sampled training images of {dataset.name} can be read",
@@ -314,31 +319,39 @@ def _counted(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _inspect(dataset: Dataset) -> Callable[[int], tuple[int, int, bool] | None]:
-    def look(index: int) -> tuple[int, int, bool] | None:
-        pixels = dataset.source.pixels(index)
+def _inspected(dataset: Dataset, ids: Indices) -> Iterator[tuple[int, int, bool]]:
+    """Upright height and width, and whether it is grey, of all that can be read in time."""
+    found: dict[int, tuple[int, int, bool]] = {}
+
+    def look(row: int) -> None:
+        pixels = dataset.source.pixels(row)
         if pixels is not None:
             same = pixels.shape[2] == 1 or bool((pixels == pixels[:, :, :1]).all())
-            return pixels.shape[0], pixels.shape[1], same
-        try:
-            seen = image.inspect(dataset.read(index))
-        except UnreadableImage:
-            return None
-        return seen.height_px, seen.width_px, seen.grey
+            found[row] = pixels.shape[0], pixels.shape[1], same
+            return
+        with contextlib.suppress(UnreadableImage):
+            seen = image.inspect(dataset.read(row))
+            found[row] = seen.height_px, seen.width_px, seen.grey
 
-    return look
+    rows = ids.tolist()
+    late = Late(dataset.read_limit_s, dataset.name, dataset.name_of)
+    by_threads(
+        lambda first: each_in_time(look, rows[first::READ_THREADS], late.add, limit_s=late.limit_s),
+        range(READ_THREADS),
+    )
+    return (found[row] for row in rows if row in found)
 
 
 def each(work: Callable[[int], T], ids: Indices) -> list[T]:
     """`work` on every id, by a few threads, in order.
 
-    In blocks, because handing a thread one small file costs five times as much as reading it.
+    In blocks; for work that cannot hang.
     """
 
     def block(some: list[int]) -> list[T]:
         return [work(index) for index in some]
 
-    size = max(1, min(64, len(ids) // (4 * READ_THREADS)))
+    size = max(1, min(_BLOCK, len(ids) // (4 * READ_THREADS)))
     blocks = (ids[start : start + size].tolist() for start in range(0, len(ids), size))
     with ThreadPoolExecutor(READ_THREADS) as pool:
         return [result for part in pool.map(block, blocks) for result in part]
@@ -347,6 +360,40 @@ def each(work: Callable[[int], T], ids: Indices) -> list[T]:
 def _quartiles(values: list[int]) -> tuple[int, int, int]:
     low, middle, high = np.percentile(values, (25, 50, 75), method="nearest")
     return int(low), int(middle), int(high)
+
+
+def digests_of(
+    digest: Callable[[int], bytes], count: int, *, limit_s: float, name_of: Callable[[int], str]
+) -> NDArray[np.uint8]:
+    """(count, 16): `digest` of every row, by a few threads; zeros where it raises UnreadableImage,
+    or where reading takes longer than `limit_s`. Raises DataError where nothing is read any more.
+    """
+    digests = np.zeros((count, 16), dtype=np.uint8)
+    late = Late(limit_s, "these data", name_of)
+
+    def keep(row: int) -> None:
+        with contextlib.suppress(UnreadableImage):
+            digests[row] = np.frombuffer(digest(row), dtype=np.uint8)
+
+    def block(start: int) -> None:
+        each_in_time(keep, range(start, min(start + _BLOCK, count)), late.add, limit_s=limit_s)
+
+    by_threads(block, range(0, count, _BLOCK))
+    if late.rows:
+        # What comes back later must not change what was said.
+        digests = digests.copy()
+        digests[list(late.rows)] = 0
+    return digests
+
+
+def by_threads(work: Callable[[int], object], values: Iterable[int]) -> None:
+    """`work` on each value, by a few threads; where one raises, what was not begun is not."""
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        try:
+            for _ in pool.map(work, values):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def content_digest(data: bytes | memoryview) -> bytes:

@@ -9,17 +9,13 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidi.data.cache import Digests
-from vidi.data.dataset import content_digest, each
 from vidi.data.hashing import Hashes, hash_texts
 from vidi.errors import UnreadableImage
-from vidi.image import Pixels
 
 # Waits before reading again: network file systems lose a file for a moment.
 RETRY_S: Final = (0.05, 0.2, 0.8)
@@ -147,84 +143,3 @@ class Names:
         for end in self._ends.tolist():
             yield bytes(self._text[start:end])
             start = end
-
-
-@final
-class Files:
-    """The rows of an image folder or table.
-
-    stamps: (N, 3) int64: size, mtime_ns and ctime_ns of each file when it was listed; None where
-    they were not looked at, and are when they are first needed.
-    """
-
-    def __init__(
-        self, root: bytes, names: Names, stamps: NDArray[np.int64] | None, cache_dir: Path
-    ) -> None:
-        self._root = root
-        self._names = names
-        self._stamps = stamps
-        self._remembered = Digests(cache_dir, root)
-        self._digests: NDArray[np.uint8] | None = None
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name_of(self, index: int) -> str:
-        return os.fsdecode(self._names[index])
-
-    def hashes(self) -> Hashes:
-        return self._names.hashes()
-
-    def names_digest(self) -> bytes:
-        return self._names.digest()
-
-    def path_of(self, index: int) -> bytes:
-        return os.path.join(self._root, self._names[index])  # noqa: PTH118 (bytes)
-
-    def read(self, index: int) -> bytes:
-        return read_bytes(self.path_of(index))
-
-    def pixels(self, index: int) -> Pixels | None:  # noqa: ARG002 (part of Source)
-        return None
-
-    def known_digests(self) -> NDArray[np.uint8] | None:
-        """(N, 16) if every file is as it was when its content was last read, else None."""
-        if self._digests is None:
-            self._digests = self._remembered.recall(self._keys())
-        return self._digests
-
-    def digests(self) -> NDArray[np.uint8]:
-        known = self.known_digests()
-        if known is None:
-            parts = each(self._digest, np.arange(len(self)))
-            known = np.frombuffer(b"".join(parts), dtype=np.uint8).reshape(-1, 16)
-            self.remember(known)
-        return known
-
-    def _digest(self, index: int) -> bytes:
-        try:
-            return content_digest(self.read(index))
-        except UnreadableImage:
-            return bytes(16)
-
-    def remember(self, digests: NDArray[np.uint8]) -> None:
-        self._digests = digests
-        self._remembered.keep(self._keys(), digests)
-
-    def _stamp(self, index: int) -> tuple[int, int, int]:
-        try:
-            status = os.stat(self.path_of(index))  # noqa: PTH116 (bytes)
-        except OSError:
-            return 0, 0, 0
-        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-    def _keys(self) -> NDArray[np.uint8]:
-        """(N, 16): name, size and times of each file as it was listed."""
-        if self._stamps is None:
-            self._stamps = np.array(each(self._stamp, np.arange(len(self)))).reshape(-1, 3)
-        stamps = self._stamps.astype("<i8").tobytes()
-        keys = b"".join(
-            content_digest(stamps[24 * index : 24 * index + 24] + name)
-            for index, name in enumerate(self._names)
-        )
-        return np.frombuffer(keys, dtype=np.uint8).reshape(-1, 16)

@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, final
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from vidi import image
 from vidi.data.cache import cache_trouble, checksum
 from vidi.data.dataset import Dataset, Indices, content_digest
+from vidi.data.in_time import Late, each_in_time
 from vidi.data.resample import fast_resize
 from vidi.errors import DataError, MismatchError, UnreadableImage
 from vidi.image import PixelContract, Pixels
@@ -95,19 +96,49 @@ class Decoder:
         self.contract = contract
         self._expected = expected
         self._bad: dict[int, UnreadableRow] = {}
+        self._late = Late(dataset.read_limit_s, dataset.name, dataset.name_of)
 
     @property
     def unreadable(self) -> tuple[UnreadableRow, ...]:
         bad = self._bad.copy()
         return tuple(bad[index] for index in sorted(bad))
 
-    def __call__(self, index: int, out: Pixels) -> bytes:
-        """Pixels of one row into `out`, the background where it cannot be read; its digest.
+    def decode(
+        self, ids: Sequence[int], may_go: Callable[[], bool] = lambda: True
+    ) -> tuple[Pixels, Digests] | None:
+        """Pixels of some rows, the background where they cannot be read, and their digests.
+
+        may_go: asked before each row; may wait. None is returned where it ended the work.
 
         Raises:
-            MismatchError: the file is another one than when the run was planned.
-            DataError: more rows are unreadable than the data set allows.
+            MismatchError: a file is another one than when the run was planned.
+            DataError: nothing is read any more.
         """
+        pixels = np.empty((len(ids), *shape_of(1, self.contract)[1:]), dtype=np.uint8)
+        digests = np.zeros((len(ids), 16), dtype=np.uint8)
+
+        def one(place: int) -> None:
+            digest = self._one(ids[place], pixels[place])
+            digests[place] = np.frombuffer(digest, dtype=np.uint8)
+
+        late: list[int] = []
+
+        def tell(place: int) -> None:
+            late.append(place)
+            self._late.add(ids[place])
+
+        places = range(len(ids))
+        if not each_in_time(one, places, tell, limit_s=self._late.limit_s, may_go=may_go):
+            return None
+        if late:
+            # The old ones may still be written to.
+            pixels, digests = pixels.copy(), digests.copy()
+            pixels[late], digests[late] = self.contract.background, 0
+        for place in late:
+            self._bad[ids[place]] = UnreadableRow(ids[place], "TIMEOUT", self._late.words)
+        return pixels, digests
+
+    def _one(self, index: int, out: Pixels) -> bytes:
         digest = bytes(16)
         dataset, contract = self.dataset, self.contract
         try:
@@ -155,8 +186,9 @@ class Streamed:
         return self._decoder.unreadable
 
     def take(self, ids: Indices, out: Pixels) -> Mask:
-        for place, index in enumerate(ids.tolist()):
-            self._decoder(index, out[place])
+        decoded = self._decoder.decode(ids.tolist())
+        assert decoded is not None
+        out[:] = decoded[0]
         refuse_bad(self._decoder.dataset, self._decoder.unreadable)
         return self._decoder.readable(ids)
 
@@ -236,12 +268,15 @@ class Built:
             np.take(self._pixels, ids, axis=0, out=out, mode="clip")
         else:
             out[there] = self._pixels[ids[there]]
-            for place in np.flatnonzero(~there).tolist():
-                index = int(ids[place])
-                self._digests[index] = np.frombuffer(self._decoder(index, out[place]), np.uint8)
+            missing = ids[~there]
+            decoded = self._decoder.decode(missing.tolist())
+            assert decoded is not None
+            out[~there] = decoded[0]
+            self._digests[missing] = decoded[1]
+            for place, index in enumerate(missing.tolist()):
                 if self._error is None and not self._stop.is_set():
                     with contextlib.suppress(OSError):
-                        self._write(index, out[place : place + 1])
+                        self._write(index, decoded[0][place : place + 1])
                         self._ready[index] = True
             refuse_bad(self._decoder.dataset, self._decoder.unreadable)
         return self._decoder.readable(ids)
@@ -324,16 +359,16 @@ class Built:
     def _build(self, number: int) -> None:
         first = number * self._step
         last = min(first + self._step, len(self._ready))
-        pixels = np.empty((last - first, *self._shape[1:]), dtype=np.uint8)
-        for index in range(first, last):
-            self._go.wait()
-            if self._stop.is_set():
-                return
-            if self._ready[index]:
-                pixels[index - first] = self._pixels[index]
-            else:
-                digest = self._decoder(index, pixels[index - first])
-                self._digests[index] = np.frombuffer(digest, np.uint8)
+        there = self._ready[first:last].copy()
+        missing = np.flatnonzero(~there) + first
+        decoded = self._decoder.decode(missing.tolist(), self._may_go)
+        if decoded is None:
+            return
+        pixels, self._digests[missing] = decoded
+        if there.any():
+            some = pixels
+            pixels = np.empty((last - first, *self._shape[1:]), dtype=np.uint8)
+            pixels[there], pixels[~there] = self._pixels[first:last][there], some
         self._write(first, pixels)
         self._checksums[number] = checksum(pixels.data.cast("B"))
         self._ready[first:last] = True
@@ -344,6 +379,10 @@ class Built:
                 self._path = self._seal(self._digests, self._checksums, self._decoder.unreadable)
             self._blocks_left -= 1
             self._changed.notify_all()
+
+    def _may_go(self) -> bool:
+        self._go.wait()
+        return not self._stop.is_set()
 
     def _write(self, first: int, pixels: Pixels) -> None:
         if self._descriptor < 0:

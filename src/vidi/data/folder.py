@@ -32,7 +32,8 @@ from vidi.config import DataConfig
 from vidi.data import split as splits
 from vidi.data.cache import cache_folder, refuse_inside
 from vidi.data.dataset import Dataset, Skipped, assemble
-from vidi.data.files import Files, Names
+from vidi.data.files import Names
+from vidi.data.named import files_of
 from vidi.errors import DataError, UsageError
 from vidi.facts import SPLITS
 
@@ -56,8 +57,7 @@ def natural(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
 
 def open_folder(root: Path, asked: DataConfig) -> Dataset:
     """See the rules above. Raises UsageError, DataError."""
-    cache_dir = cache_folder(asked.cache_dir)
-    refuse_inside(cache_dir, root)
+    refuse_inside(cache_folder(asked.cache_dir), root)
     found = _Scan(os.path.realpath(os.fsencode(root)))
     found.walk()
     layout = _layout(found)
@@ -71,11 +71,11 @@ def open_folder(root: Path, asked: DataConfig) -> Dataset:
         _set_aside(found, os.fsdecode(found.files[row]), places[row])
     rows = np.flatnonzero(used).tolist()
     labels = np.array([label_of[places[row].klass] for row in rows], dtype=np.int64)
-    source = Files(
+    source = files_of(
         found.root,
         Names.of(found.files[row] for row in rows),
         np.frombuffer(found.stamps, dtype=np.int64).reshape(-1, 3)[rows],
-        cache_dir,
+        asked,
     )
     return assemble(
         root.resolve().name or "root",

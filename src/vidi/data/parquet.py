@@ -10,6 +10,7 @@ unpacked together; reading in order is fast, reading at random is not, so train 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
@@ -23,10 +24,10 @@ from numpy.typing import NDArray
 
 from vidi.config import DataConfig
 from vidi.data import split as splits
-from vidi.data.blobs import Blobs
 from vidi.data.cache import Digests, cache_folder
 from vidi.data.dataset import Dataset, Source
 from vidi.data.files import Names
+from vidi.data.named import Named, keys_of_places
 from vidi.data.table import Batch, Rows, choose_columns, files_under, json_cell
 from vidi.errors import DamagedError, DataError, MissingExtra, UnreadableImage
 
@@ -92,7 +93,8 @@ def open_parquet(path: Path, asked: DataConfig) -> Dataset:
             return cells.read(*mine[row].tolist())
 
         remembered = Digests(cache_folder(asked.cache_dir), os.fsencode(path))
-        return Blobs(texts, mine, stamp.encode(), read, remembered)
+        keys = functools.partial(keys_of_places, mine, stamp.encode())
+        return Named(texts, read, keys, remembered, asked.read_limit_s)
 
     return rows.dataset(name, asked, build)
 

@@ -15,6 +15,7 @@ The rules, stated once:
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -30,11 +31,11 @@ from numpy.typing import NDArray
 
 from vidi.config import DataConfig
 from vidi.data import split as splits
-from vidi.data.blobs import Blobs
 from vidi.data.cache import Digests, cache_folder, replace_file
 from vidi.data.dataset import READ_THREADS, Dataset, Skipped, Source, content_digest
 from vidi.data.files import MAX_FILE_BYTES, Names, read_part
 from vidi.data.folder import EXTENSION, UNSUPPORTED
+from vidi.data.named import Named, keys_of_places
 from vidi.data.table import COLUMNS, Batch, Rows, json_cell
 from vidi.errors import DamagedError, DataError, MissingExtra, StorageError, UnreadableImage
 
@@ -109,7 +110,8 @@ def open_shards(source: str | Path, asked: DataConfig) -> Dataset:
             return stores.read(locations[shard], offset, size)
 
         remembered = Digests(cache_dir, os.fsencode(text))
-        return Blobs(texts, mine, stamp.encode(), read, remembered)
+        keys = functools.partial(keys_of_places, mine, stamp.encode())
+        return Named(texts, read, keys, remembered, asked.read_limit_s)
 
     return rows.dataset(_name(text), asked, build)
 

@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 
 from vidi.config import DataConfig
 from vidi.data import split as splits
-from vidi.data.cache import cache_folder
 from vidi.data.dataset import Dataset, Skipped, Source, assemble
-from vidi.data.files import Files, Names
+from vidi.data.files import Names
 from vidi.data.folder import natural
+from vidi.data.named import files_of
 from vidi.errors import DataError
 
 COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -92,7 +92,7 @@ def files_under(folder: Path, asked: DataConfig) -> Build:
 
     def build(names: Names, _: NDArray[np.int64], stamps: NDArray[np.int64] | None) -> Source:
         root = os.path.realpath(os.fsencode(folder))
-        return Files(root, names, stamps, cache_folder(asked.cache_dir))
+        return files_of(root, names, stamps, asked)
 
     return build
 
