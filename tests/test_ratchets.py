@@ -27,7 +27,7 @@ ROWS = (
     ("plan", "label_errors"),
     ("run", "zoo", "batch", "bundle", "finite", "energy", "download"),
     ("weights", "loss", "comparing", "study"),
-    ("data", "augment", "model", "optim", "step", "memory", "import_weights"),
+    ("data", "augment", "model", "optim", "step", "memory", "import_weights", "effects"),
     ("probe", "restore", "own_data"),
     ("evaluate", "predictor", "doctor", "suspects"),
     ("export", "report", "testing", "events", "predict", "explain"),
@@ -97,6 +97,10 @@ def test_no_module_takes_a_command_for_a_module(path: Path) -> None:
 
 
 PUBLIC = {
+    "ablate": "(data: 'str | Path', config: 'Config | None' = None, *, "
+    "settings: 'Mapping[str, object] | None' = None, factors: 'Sequence[str]' = (), "
+    "seeds: 'int' = 3, minutes: 'float | None' = None, out: 'str | Path | None' = None, "
+    "show: 'Show | None' = None, started_at: 'float | None' = None) -> 'Study'",
     "cache": "(*, prune: 'bool' = False, unused_days: 'float' = 30.0, "
     "max_gb: 'float | None' = None, cache_dir: 'str | Path | None' = None) "
     "-> 'tuple[list[CachedStore], list[CachedStore]]'",
@@ -131,7 +135,7 @@ PUBLIC = {
     "plan": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, "
     "show: 'Callable[[Any], None] | None' = None) -> 'Prepared'",
-    "report": "(run: 'str | Path | Run', *, explain: 'bool' = False, "
+    "report": "(run: 'str | Path | Run | Study', *, explain: 'bool' = False, "
     "data: 'str | Path | None' = None, model: 'Callable[..., nn.Module] | None' = None, "
     "show: 'Callable[[Any], None] | None' = None) -> 'Path'",
     "serve": "(model: 'str | Path | Predictor', place: 'Place | None' = None, "
@@ -175,6 +179,17 @@ def test_a_command_stays_a_function_after_its_module_was_imported() -> None:
 
 
 OPTIONS = {
+    "ablate": {
+        "--factors",
+        "--seeds",
+        "--minutes",
+        "--epochs",
+        "--model",
+        "--out",
+        "--config",
+        "--set",
+        "--json",
+    },
     "augment": {"--out", "--images", "--columns", "--done", "--config", "--set"},
     "audit": {"--out", "--strict", "--config", "--set", "--json"},
     "cache": {"--prune", "--days", "--max-gb", "--json"},

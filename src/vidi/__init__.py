@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vidi.study import Study
     from vidi.suspects import suspects
     from vidi.train import train
+    from vidi.tune.ablate import ablate
 
 __version__ = "0.1.0"
 
@@ -51,6 +52,7 @@ __all__ = [
     "Study",
     "VidiError",
     "__version__",
+    "ablate",
     "audit",
     "cache",
     "compare",
@@ -81,6 +83,7 @@ _OWNERS = {
     "Run": "vidi.run",
     "Study": "vidi.study",
     "VidiError": "vidi.errors",
+    "ablate": "vidi.tune.ablate",
     "audit": "vidi.commands",
     "cache": "vidi.commands",
     "compare": "vidi.comparing",

@@ -128,6 +128,14 @@ RunDirectory = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="A directory that `vidi train` wrote.", show_default=False),
 ]
+RunOrStudy = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN_OR_STUDY",
+        help="A directory that `vidi train`, `tune`, `fit` or `ablate` wrote.",
+        show_default=False,
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -347,6 +355,79 @@ def audit(
             typer.echo(f"page: {out / AUDIT_PAGE}")
     if strict and found.severity == "error":
         raise typer.Exit(3)
+
+
+@app.command()
+def ablate(
+    data: Data,
+    factors: Annotated[
+        str | None,
+        typer.Option(
+            "--factors",
+            metavar="A,B",
+            help="What to change, in this order, e.g. schedule,batch_size,mirror; everything, the "
+            "most important first, if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", min=2, help="Trainings of each change.")
+    ] = 3,
+    minutes: Minutes = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option("--epochs", metavar="N", help="Length of each training.", show_default=False),
+    ] = None,
+    model: Model = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where the study is kept; a stopped one there is continued.  "
+            "[default: a new one in studies/]",
+            show_default=False,
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what each technique buys on your images: one change at a time, with several seeds.
+
+    Short trainings around your settings, or vidi's; each change is held against the same base by
+    the same seeds and images. Test images are not looked at. The same command continues.
+    """
+    from vidi import ablate as run_ablation
+    from vidi.effects import of_study
+    from vidi.show import display, effect_table
+
+    asked = _asked(config, settings, model=model, epochs=epochs, minutes=None)
+    with display(quiet=as_json) as show:
+        study = run_ablation(
+            data,
+            asked,
+            factors=tuple(name.strip() for name in factors.split(",")) if factors else (),
+            seeds=seeds,
+            minutes=minutes,
+            out=out,
+            show=show,
+            started_at=STARTED_AT,
+        )
+    found = of_study(study)
+    if as_json:
+        _print_json(
+            {
+                "study": str(study.path),
+                "report": str(study.report_path),
+                "base": study.asked["base"],
+                "seeds": seeds,
+                "effects": [dataclasses.asdict(each) for each in found],
+            }
+        )
+        return
+    effect_table(found, seeds)
+    typer.echo(f"page: {study.report_path}")
 
 
 @app.command()
@@ -683,7 +764,7 @@ def serve(
 
 @app.command()
 def report(
-    run: RunDirectory,
+    run: RunOrStudy,
     explain: Annotated[
         bool,
         typer.Option(
@@ -699,7 +780,7 @@ def report(
     ] = None,
     model: OwnModel = None,
 ) -> None:
-    """Write a run's report again: one HTML page that opens anywhere."""
+    """Write the report of a run or a study again: one HTML page that opens anywhere."""
     from vidi import report as write_report
     from vidi.show import display
 
@@ -710,7 +791,7 @@ def report(
 
 @app.command()
 def show(
-    run: RunDirectory,
+    run: RunOrStudy,
     view: Annotated[
         str | None,
         typer.Argument(
@@ -721,12 +802,14 @@ def show(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The data that the part draws.")] = False,
 ) -> None:
-    """Show the data of one part of a run's report."""
+    """Show the data of one part of the report of a run or a study."""
     from vidi.errors import UsageError, nearest
-    from vidi.report import load, views_of
+    from vidi.report import load, load_study, study_views, views_of
     from vidi.run import Run
+    from vidi.study import Study
 
-    views = views_of(load(Run.open(run)))
+    study = Study.open(run) if Study.exists(run) else None
+    views = study_views(load_study(study)) if study else views_of(load(Run.open(run)))
     if view is None:
         _print_json(list(views)) if as_json else typer.echo("\n".join(views))
         return

@@ -39,10 +39,11 @@ from vidi.own_data import Decoded, Say, as_trained, config_of, decoded_first, ow
 from vidi.plan import Plan
 from vidi.predictor.trained import view_kind
 from vidi.probe import RangeTest, machine, picture, range_test
-from vidi.report import PICTURE_PX, audit_pictures, render_audit, write
+from vidi.report import PICTURE_PX, audit_pictures, render_audit, write, write_study
 from vidi.restore import build_model, load_best
 from vidi.run import Run
 from vidi.step import StepSettings
+from vidi.study import Study
 from vidi.train.finish import fitted_temperature, judge, judged
 from vidi.train.prepare import (
     Extensions,
@@ -353,14 +354,14 @@ def cache(
 
 
 def report(
-    run: str | Path | Run,
+    run: str | Path | Run | Study,
     *,
     explain: bool = False,
     data: str | Path | None = None,
     model: Callable[..., nn.Module] | None = None,
     show: Callable[[Any], None] | None = None,
 ) -> Path:
-    """Write the report of a run again; returns where it is.
+    """Write the report of a run or a study again; returns where it is.
 
     Args:
         explain: also where the model looked, the training images it finds alike, and a map of what
@@ -368,9 +369,18 @@ def report(
         model: your own network, if the run trained one.
 
     Raises:
-        UsageError: not a run.
+        UsageError: neither a run nor a study, or `explain` of a study.
         MismatchError: the data are not those of the run.
     """
+    if isinstance(run, str | Path) and Study.exists(run):
+        run = Study.open(run)
+    if isinstance(run, Study):
+        if explain:
+            raise UsageError(
+                f"{run.path} is a study, and what a model looks at is explained for a run",
+                fix=f"vidi report {run.final_path} --explain",
+            )
+        return write_study(run)
     opened = run if isinstance(run, Run) else Run.open(Path(run))
     if explain:
         make_explanations(opened, data=data, model=model, show=show or (lambda _: None))

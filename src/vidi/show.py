@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -22,6 +22,7 @@ from vidi.storage import shown
 
 if TYPE_CHECKING:
     from vidi.data import Audit, CachedStore
+    from vidi.effects import Effect
     from vidi.model import Listing
     from vidi.plan import Plan
     from vidi.predict import Counts
@@ -339,6 +340,50 @@ def audit_tables(audit: Audit) -> None:
     else:
         _say(console, "nothing stands out")
     _class_table(console, audit)
+
+
+def effect_table(effects: Sequence[Effect], seeds: int) -> None:
+    """What each change of an ablation does, on standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        # Nothing in a file or a pipe is too narrow.
+        console.width = 140
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("change", "to"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("points", "95 %", "p, Holm", "log loss", "time"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    last = ""
+    for each in effects:
+        factor, last = ("" if each.factor == last else each.factor), each.factor
+        known = each.estimate
+        if known is None:
+            why = f"failed: {each.reason}" if each.failed else "not tried"
+            table.add_row(Text(factor), Text(shown(each.level)), *[""] * 5, Text(shown(why)))
+            continue
+        low, high = known.interval
+        table.add_row(
+            Text(factor),
+            Text(shown(each.level)),
+            f"{100 * known.difference:+.2f}",
+            f"{100 * low:+.2f} to {100 * high:+.2f}",
+            f"{known.p_adjusted:.3f}",
+            "" if each.log_loss is None else f"{each.log_loss:+.3f}",
+            "" if each.seconds is None else f"{each.seconds:.2f}x",
+            Text(each.verdict, style=_VERDICT_STYLES.get(each.verdict, "dim")),
+        )
+    console.print()
+    console.print(table)
+    judged = sum(1 for each in effects if each.estimate)
+    _say(
+        console,
+        f"points of validation accuracy against the base, {seeds} seeds in pairs; an interval is "
+        f"for its change alone, a verdict for all {judged} together (Holm)",
+    )
+
+
+_VERDICT_STYLES: Final = {"helps": "green", "hurts": "red"}
 
 
 def _class_table(console: Console, audit: Audit) -> None:

@@ -1,4 +1,4 @@
-"""A run or an audit -> one self-contained HTML page that opens from the file system."""
+"""A run, a study or an audit -> one self-contained HTML page that opens from the file system."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from vidi.report.audit import PICTURE_PX, audit_pictures, render_audit
 from vidi.report.comparison import render_comparison
 from vidi.report.data import Pictures, ReportData, load
 from vidi.report.page import assemble
+from vidi.report.study import StudyData, load_study, render_study, study_views, write_study
 from vidi.report.views import views_of
 from vidi.run import Run
 
@@ -15,13 +16,18 @@ __all__ = [
     "PICTURE_PX",
     "Pictures",
     "ReportData",
+    "StudyData",
     "audit_pictures",
     "load",
+    "load_study",
     "render",
     "render_audit",
     "render_comparison",
+    "render_study",
+    "study_views",
     "views_of",
     "write",
+    "write_study",
 ]
 
 

@@ -46,6 +46,7 @@ MODULES: Final = (
     "chart.js",
     "table.js",
     "pictures.js",
+    "first.js",
     "summary.js",
     "suspects.js",
     "map.js",
@@ -152,6 +153,77 @@ COMPARISON: Final = Kind(
         ),
     ),
     (*_SHARED, "table.js", "comparison.js"),
+    charts=False,
+)
+STUDY: Final = Kind(
+    (
+        Section(
+            "effects",
+            "Effects",
+            "What each change does",
+            "One change at a time, the same seeds for all. Right of the line is better.",
+        ),
+        Section(
+            "curves",
+            "Curves",
+            "How the trials learnt",
+            "Every validation of every trial. Choose one to see it, or use the arrow keys.",
+        ),
+        Section(
+            "parallel",
+            "Settings",
+            "All settings at once",
+            "A line is a trial; it meets each axis at its value. The best tenth stands out.",
+        ),
+        Section(
+            "slices",
+            "Slices",
+            "Setting by setting",
+            "Accuracy against each setting. The others differ too, so a cloud is not an effect.",
+        ),
+        Section(
+            "importance",
+            "Importance",
+            "Which setting mattered",
+            "What part of the differences each accounts for by itself, within what was tried.",
+        ),
+        Section(
+            "rungs",
+            "Rungs",
+            "Who was stopped when",
+            "At each rung the trials are compared; the better ones go on from where they are.",
+        ),
+        Section(
+            "best",
+            "Best",
+            "The best settings",
+            "Ready for vidi train --config.",
+        ),
+        Section(
+            "time",
+            "Time",
+            "Where the time went",
+            "Seconds of training, and everything that happened with its reason.",
+        ),
+        Section(
+            "trials",
+            "Trials",
+            "Every trial",
+            "Sort by any column.",
+        ),
+    ),
+    (
+        *_SHARED,
+        "chart.js",
+        "table.js",
+        "first.js",
+        "lines.js",
+        "parallel.js",
+        "slices.js",
+        "importance.js",
+        "effects.js",
+        "study.js",
+    ),
     charts=False,
 )
 _ASSETS: Final = importlib.resources.files("vidi.report") / "assets"

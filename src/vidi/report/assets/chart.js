@@ -17,7 +17,8 @@ export function ticks(low, high, wanted = 5) {
 
 /**
  * A figure that redraws itself with its width. `paint(layer, x, y, size)` adds to `layer`; `x` and
- * `y` turn values into pixels. `x` and `y` of the options: { domain: [low, high], label, format }.
+ * `y` turn values into pixels. `x` and `y` of the options: { domain: [low, high], label, format };
+ * `x` may name its own `ticks`.
  */
 export function chart({ title, height = 280, x, y, paint }) {
   const box = el("div", { class: "chart" });
@@ -29,7 +30,7 @@ export function chart({ title, height = 280, x, y, paint }) {
     const toX = scale(x.domain, size.left, size.right);
     const toY = scale(y.domain, size.bottom, size.top);
     const axes = svg("g", { class: "axes" });
-    for (const value of ticks(...x.domain, Math.min(6, width / 80))) {
+    for (const value of x.ticks ?? ticks(...x.domain, Math.min(6, width / 80))) {
       axes.append(
         svg("line", { x1: toX(value), x2: toX(value), y1: size.top, y2: size.bottom }),
         svg("text", { x: toX(value), y: size.bottom + 17, "text-anchor": "middle" }, x.format(value)),

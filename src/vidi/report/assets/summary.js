@@ -1,53 +1,8 @@
 // The first screen: how good, how sure, what is wrong, what to do next.
-import { el, svg, drawn } from "./dom.js";
+import { el } from "./dom.js";
 import { openPicture } from "./pictures.js";
-import { count, decimal, percent, range, whole } from "./format.js";
-
-function scale(judged) {
-  const box = el("div", { class: "scale" });
-  const [low, high] = judged.interval;
-  drawn(box, (width) => {
-    const height = 64;
-    const x = (share) => 1 + share * (width - 2);
-    const majority = judged.majority;
-    // The words stay inside: they are about 180 px wide.
-    const edge = x(majority) < 90 ? "start" : x(majority) > width - 90 ? "end" : "middle";
-    box.replaceChildren(svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
-      "aria-label": `${percent(judged.accuracy)}, 95% interval ${range(judged.interval)}; always naming the most frequent class would get ${percent(majority)}` },
-      svg("rect", { class: "track", x: x(0), y: 14, width: x(1) - x(0), height: 10, rx: 5 }),
-      svg("rect", { class: "fill", x: x(0), y: 14, width: x(low) - x(0), height: 10, rx: 5 }),
-      svg("rect", { class: "band", x: x(low), y: 8, width: Math.max(2, x(high) - x(low)), height: 22, rx: 3 }),
-      svg("line", { class: "here", x1: x(judged.accuracy), x2: x(judged.accuracy), y1: 4, y2: 34 }),
-      svg("line", { class: "tick", x1: x(majority), x2: x(majority), y1: 10, y2: 38 }),
-      svg("text", { x: edge === "start" ? x(0) : x(majority), y: 54, "text-anchor": edge },
-        `${percent(majority, 0)}: always the largest class`),
-      width - x(majority) > 240 ? svg("text", { x: x(1), y: 54, "text-anchor": "end" }, "all right") : null,
-    ));
-  });
-  return box;
-}
-
-function figure(each) {
-  const show = each.share ? percent : decimal;
-  return el("div", { class: "figure" },
-    el("dt", {}, each.label),
-    el("dd", {},
-      el("span", { class: "value" }, show(each.value)),
-      each.interval ? el("span", { class: "interval" }, range(each.interval, show)) : null,
-      each.hint ? el("span", { class: "hint" }, each.hint) : null));
-}
-
-function finding(each) {
-  return el("li", { class: `finding ${each.level}` },
-    el("a", { href: `#${each.section}` }, each.title), el("p", {}, each.detail));
-}
-
-function step(each) {
-  return el("li", {},
-    each.section ? el("a", { href: `#${each.section}` }, each.title) : el("strong", {}, each.title),
-    el("p", {}, each.detail),
-    each.command ? el("code", { class: "command" }, each.command) : null);
-}
+import { count, percent, whole } from "./format.js";
+import { figure, finding, scale, step } from "./first.js";
 
 /** The first mistakes, small: a picture says more than the sentence above it. */
 function glimpse(mistakes) {

@@ -1,0 +1,1 @@
+"""Searches and ablations: many trainings, one question."""

@@ -1,0 +1,215 @@
+"""Ablations of small pictures, through the public door."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vidi
+from vidi.effects import of_study
+from vidi.errors import InUseError, MismatchError, TrainingError, UsageError
+from vidi.study import Study
+
+SETTINGS: dict[str, object] = {
+    "train.epochs": 1,
+    "train.batch_size": 16,
+    "model.name": "mlp",
+    "machine.threads": 1,
+    "machine.probe": "never",
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two colours that are not quite easy to tell apart."""
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("photos") / "two"
+    for number, label in enumerate(("red", "green")):
+        (root / label).mkdir(parents=True)
+        for index in range(60):
+            pixels = rng.integers(0, 200, (12, 12, 3), dtype=np.uint8)
+            pixels[:, :, number] += 14
+            image.fromarray(pixels).save(root / label / f"{index:03}.png")
+    return root
+
+
+def ablated(photos: Path, out: Path, **how: Any) -> Study:
+    settings = {**SETTINGS, **how.pop("settings", {})}
+    how = {"factors": ["accumulation", "dropout"], "seeds": 2, **how}
+    return vidi.ablate(photos, settings=settings, out=out, **how)
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return ablated(photos, tmp_path_factory.mktemp("studies") / "a")
+
+
+def test_every_level_is_trained_with_the_seeds_of_the_base(finished: Study) -> None:
+    trials = finished.trials()
+    assert [trial.status for trial in trials] == ["finished"] * len(trials)
+    assert [trial.settings["train.seed"] for trial in trials] == [0, 1] * (len(trials) // 2)
+    assert trials[0].settings == {"train.seed": 0}
+    assert finished.report_path.exists()
+    for trial in trials:
+        run = finished.trial_run(trial.number)
+        # Judged on validation images alone, image by image; the weights are not kept.
+        assert set(run.read_predictions("validation")) == {"ids", "labels", "probabilities"}
+        assert not run.predictions_path("test").exists()
+        assert run.checkpoint_steps() == ()
+
+
+def test_effects_are_paired_by_seed_and_image(finished: Study) -> None:
+    found = of_study(finished)
+    assert {each.factor for each in found} == {"accumulation", "dropout"}
+    base = [finished.trial_run(number).read_predictions("validation") for number in (1, 2)]
+    for level, effect in enumerate(found, start=1):
+        differences = []
+        for seed in (0, 1):
+            ours = finished.trial_run(1 + level * 2 + seed).read_predictions("validation")
+            theirs = base[seed]
+            right = ours["probabilities"].argmax(1) == ours["labels"]
+            differences.append(
+                right.mean() - (theirs["probabilities"].argmax(1) == theirs["labels"]).mean()
+            )
+        assert effect.differences == pytest.approx(differences)
+        assert effect.estimate is not None
+        assert effect.estimate.difference == pytest.approx(np.mean(differences))
+
+
+def test_a_finished_ablation_trains_nothing_again(photos: Path, finished: Study) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("predictions/*")}
+    lines: list[Any] = []
+    again = ablated(photos, finished.path, show=lines.append)
+    assert again.trials() == finished.trials()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not [line for line in lines if str(line).startswith("training ")]
+
+
+def test_an_ablation_that_asks_for_something_else_is_refused(photos: Path, finished: Study) -> None:
+    with pytest.raises(MismatchError, match="seeds was 2, now 3"):
+        ablated(photos, finished.path, seeds=3)
+    with pytest.raises(MismatchError, match="epochs"):
+        ablated(photos, finished.path, settings={"train.epochs": 2})
+
+
+def test_two_at_once_are_refused(photos: Path, finished: Study) -> None:
+    with finished.lock(), pytest.raises(InUseError):
+        ablated(photos, finished.path)
+
+
+def test_what_does_not_fit_into_the_minutes_is_not_begun_and_said(
+    photos: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    # The base's trainings are needed to know what one takes; then no time is left.
+    study = ablated(
+        photos,
+        tmp_path / "a",
+        minutes=30.0,
+        started_at=time.monotonic() - 30 * 60 + 3.4,
+        show=lambda line: lines.append(str(line)),
+    )
+    statuses = [trial.status for trial in study.trials()]
+    assert len(statuses) <= 2
+    assert any("no time is left for" in line for line in lines)
+    assert any(each["event"] == "not started" for each in study.events.read())
+    assert all(effect.estimate is None for effect in of_study(study))
+    # More minutes are no other question: the rest is done now.
+    whole = ablated(photos, tmp_path / "a", minutes=60.0)
+    assert {trial.status for trial in whole.trials()} == {"finished"}
+    assert all(effect.estimate is not None for effect in of_study(whole))
+
+
+def test_a_level_that_fails_is_said_and_the_others_go_on(photos: Path, tmp_path: Path) -> None:
+    settings = {"model.name": "small_resnet", "train.learning_rate": 1.0}
+    study = ablated(photos, tmp_path / "a", factors=["learning_rate"], settings=settings)
+    assert study.report_path.exists()
+    assert all(trial.is_over for trial in study.trials())
+
+
+def test_a_base_that_fails_ends_it(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the base failed with every seed"):
+        ablated(photos, tmp_path / "a", settings={"train.learning_rate": 1e30, "train.epochs": 10})
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"seeds": 1}, "two or more"),
+        ({"minutes": 0.0}, "some time"),
+        ({"factors": ["flip"]}, "no factor 'flip'"),
+        ({"settings": {"train.epochs": None, "train.minutes": 1.0}}, "equal epochs"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(
+    photos: Path, tmp_path: Path, how: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        ablated(photos, tmp_path / "a", **how)
+    assert not Study.exists(tmp_path / "a")
+
+
+def test_the_command_prints_a_table_or_json(photos: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "vidi", "ablate", str(photos), "--factors", "accumulation"]
+    words += ["--seeds", "2", "--out", str(tmp_path / "a")]
+    words += [f"--set={name}={value}" for name, value in SETTINGS.items()]
+    table = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "batches in 4 parts" in table.stdout
+    assert "points of validation accuracy" in table.stdout
+    again = subprocess.run([*words, "--json"], capture_output=True, text=True, check=True)
+    printed = json.loads(again.stdout)
+    assert printed["effects"][0]["factor"] == "accumulation"
+    assert printed["effects"][0]["estimate"]["interval"]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_answers(
+    photos: Path, tmp_path: Path, finished: Study
+) -> None:
+    program = (
+        "import sys, vidi; settings = " + repr(SETTINGS) + "; "
+        "vidi.ablate(sys.argv[1], settings=settings, out=sys.argv[2], seeds=2,"
+        " factors=['accumulation', 'dropout'])"
+    )
+    rng = np.random.default_rng(8)
+    done: dict[int, bytes] = {}
+    for kill in range(40):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(photos), str(tmp_path / "a")],
+            stderr=subprocess.DEVNULL,
+            env=os.environ,
+        )
+        try:
+            # The last one may end.
+            limit_s = None if kill >= 15 else 3.0 + float(rng.uniform(0, 3.0))
+            assert process.wait(limit_s) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        if Study.exists(tmp_path / "a"):
+            study = Study.open(tmp_path / "a")
+            for trial in study.trials():
+                path = study.trial_run_path(trial.number)
+                if trial.status == "finished":
+                    kept = (path / "predictions" / "validation.npz").read_bytes()
+                    # What is finished is not done again.
+                    assert done.setdefault(trial.number, kept) == kept
+    study = Study.open(tmp_path / "a")
+    assert all(trial.status == "finished" or trial.retries for trial in study.trials())
+    for trial, whole in zip(study.trials(), finished.trials(), strict=True):
+        if trial.status == "finished":
+            ours = study.trial_run(trial.number).read_predictions("validation")
+            theirs = finished.trial_run(trial.number).read_predictions("validation")
+            assert np.array_equal(ours["probabilities"], theirs["probabilities"])
+            assert [r.accuracy for r in trial.rungs] == [r.accuracy for r in whole.rungs]
