@@ -160,7 +160,7 @@ def test_frozen_batch_norms_keep_their_statistics_and_learn_their_scale() -> Non
     assert norm.weight.grad is not None
     model.freeze_batch_norm(classifier, frozen=False)
     classifier.train()(pixels())
-    assert not torch.equal(norm.running_mean, before["network.stem.1.running_mean"])  # type: ignore[arg-type]
+    assert not torch.equal(norm.running_mean, before["network.block1.bn1.running_mean"])  # type: ignore[arg-type]
 
 
 def test_a_copy_shares_nothing() -> None:
@@ -272,6 +272,44 @@ def test_activation_bytes_are_those_of_one_image_and_nothing_is_changed() -> Non
     # The pixels for the first layer, and 500 units once: ReLU works in place.
     assert model.activation_bytes(classifier) == 4 * (784 + 500)
     assert all(torch.equal(t, state[name]) for name, t in classifier.state_dict().items())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_stem_of_the_small_network_is_computed_from_images(channels: int) -> None:
+    classifier = build(channels=channels)
+    # Neighbouring pixels alike, as in every picture.
+    images = torch.nn.functional.avg_pool2d(pixels(64, channels).float(), 5, 1, 2).to(torch.uint8)
+    assert model.start_from(classifier, lambda: images)
+    stem = classifier.network.stem
+    assert isinstance(stem, nn.Conv2d)
+    assert "network.stem.weight" in classifier.state_dict()
+    assert "network.stem.weight" not in dict(classifier.named_parameters())
+    half = len(stem.weight) // 2
+    assert torch.equal(stem.weight[:half], -stem.weight[half:])
+    maps = torch.nn.functional.conv2d(classifier.normalise(images), stem.weight[:half])
+    flat = maps.transpose(0, 1).flatten(1).double()
+    covariance = flat @ flat.T / flat.shape[1]
+    # Decorrelated, and of variance one but for the share that counts as noise.
+    torch.testing.assert_close(covariance, torch.diag(covariance.diagonal()), rtol=0, atol=0.02)
+    assert covariance.diagonal().max() <= 1.05
+    assert covariance.diagonal()[0] >= 0.95
+    # The same images give the same weights, and a blank image gives numbers.
+    again = build(channels=channels)
+    model.start_from(again, lambda: images)
+    assert torch.equal(again.network.stem.weight, stem.weight)  # type: ignore[union-attr, arg-type]
+    model.start_from(again, lambda: torch.zeros_like(images))
+    assert again.eval()(pixels(channels=channels)).isfinite().all()
+
+
+def test_a_network_that_learns_everything_has_nothing_to_compute() -> None:
+    classifier = build("resnet18")
+    before = copy.deepcopy(classifier.state_dict())
+
+    def unasked() -> Tensor:
+        raise AssertionError("images were asked for")
+
+    assert not model.start_from(classifier, unasked)
+    assert all(torch.equal(t, before[name]) for name, t in classifier.state_dict().items())
 
 
 def test_a_head_of_zeros_gives_every_class_the_same() -> None:

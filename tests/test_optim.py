@@ -181,6 +181,18 @@ def test_a_parameter_in_no_stage_learns_as_slowly_as_the_first() -> None:
     assert found.scale == pytest.approx(0.1)
 
 
+def test_where_the_first_layer_is_computed_the_second_one_is_hidden() -> None:
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("stem", torch.zeros(4, 3, 2, 2))
+            self.inner = nn.Conv2d(4, 8, 3)
+            self.head = nn.Linear(8, 5)
+
+    hidden = [g for g in optim.groups(Computed()) if g.hidden]
+    assert [p.shape for g in hidden for p in g.parameters] == [(8, 4, 3, 3)]
+
+
 @pytest.mark.parametrize("name", [*NAMES, "lbfgs"])
 def test_a_multiplier_of_zero_stops_all_movement(name: str) -> None:
     model = network()
@@ -221,12 +233,12 @@ def test_muon_on_matrices_equals_torch(shape: tuple[int, int]) -> None:
     made = optim.make(
         "muon",
         [Group("hidden", (ours,), hidden=True)],
-        learning_rate=1e-3,
+        learning_rate=0.02,
         weight_decay=0.1,
         momentum=0.95,
     )
     reference = torch.optim.Muon(
-        [theirs], lr=1e-3, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        [theirs], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):
@@ -235,7 +247,7 @@ def test_muon_on_matrices_equals_torch(shape: tuple[int, int]) -> None:
         made.step()
         reference.step()  # type: ignore[no-untyped-call]
     # Both compute in bfloat16, in matrix products of different shapes.
-    torch.testing.assert_close(ours, theirs, rtol=0.0, atol=4 * 1e-3 * 0.02)
+    torch.testing.assert_close(ours, theirs, rtol=0.0, atol=4 * 0.02 * 0.02)
 
 
 def test_muon_makes_the_update_of_a_filter_orthogonal() -> None:

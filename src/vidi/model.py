@@ -526,6 +526,23 @@ def _is_file_name(weights: str) -> bool:
     return Path(weights).suffix in (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 
 
+def start_from(classifier: Classifier, images: Callable[[], Tensor]) -> bool:
+    """Let a network compute what it does not learn from some training images; False: nothing to.
+
+    Called once, before the first step; a few thousand images are enough. The first layer of
+    "small_resnet" is computed so. It is part of the state dict.
+
+    Args:
+        images: gives (N, C, H, W) in 0..255, as the model sees them, not augmented; only asked
+            when there is something to compute.
+    """
+    whiten = getattr(classifier.network, "whiten", None)
+    if whiten is None:
+        return False
+    whiten(classifier.normalise(images()))
+    return True
+
+
 def freeze_batch_norm(classifier: Classifier, frozen: bool = True) -> None:
     """Batch norms keep their statistics, in training too; their scale and shift still learn."""
     classifier.batch_norm_frozen = frozen

@@ -43,7 +43,7 @@ REFERENCE_LEARNING_RATE: Final[Mapping[str, float]] = {
     "rmsprop": 1e-3,
     "adagrad": 1e-2,
     "adadelta": 1.0,
-    "muon": 1e-3,
+    "muon": 0.02,
     "lbfgs": 1.0,
 }
 _REFERENCE_BATCH_SIZE = 256
@@ -98,7 +98,10 @@ def groups(
         for index, (_, module) in enumerate(stages)
         for parameter in module.parameters()
     }
-    matrices = [parameter for _, parameter in named if parameter.ndim >= 2]
+    # A first layer that is computed and not learnt is the first one all the same.
+    matrices = [
+        tensor for tensor in network.state_dict(keep_vars=True).values() if tensor.ndim >= 2
+    ]
     ends = {id(matrices[0]), id(matrices[-1])} if matrices else set()
     # Some architectures name further parameters that must not shrink (timm: position embeddings).
     declared = getattr(network, "no_weight_decay", None)

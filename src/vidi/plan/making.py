@@ -83,7 +83,12 @@ def make(config: Config, facts: Facts) -> Plan:
         )
     head = decide_head(config, decided, pretrained=pretrained)
     optimizer = decide_optimizer(
-        config, decided, batch_size, num_train=num_train, pretrained=pretrained
+        config,
+        decided,
+        batch_size,
+        model_name=model.name,
+        num_train=num_train,
+        pretrained=pretrained,
     )
     schedule = decide_schedule(config, dataset, decided, pretrained=pretrained)
     horizon = decided.take(

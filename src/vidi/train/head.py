@@ -16,7 +16,13 @@ from vidi.model import Classifier, set_head
 from vidi.plan import Plan
 from vidi.step import StepSettings, autocast
 from vidi.train.loop import Job
-from vidi.train.prepare import Extensions, Prepared, build_job, evaluation_loader
+from vidi.train.prepare import (
+    Extensions,
+    Prepared,
+    build_job,
+    evaluation_loader,
+    start_from_images,
+)
 from vidi.train.ranks import ALONE, Ranks
 from vidi.train.state import State
 
@@ -35,17 +41,19 @@ def begun_job(
     ranks: Ranks = ALONE,
     say: Callable[[str], None],
 ) -> Job:
-    """The job of a plan; where its head is fitted first, that is done here."""
+    """The job of a plan; what is computed before the first step is computed here."""
     plan, dataset, store = prepared.plan, prepared.dataset, prepared.store
     job = build_job(plan, config, dataset, store, extensions, ranks)
-    if plan.head != "with_the_rest" and state.step == 0:
+    if state.step == 0:
         if ranks.is_first:
-            held_out = None
-            if job.validation is not None:
-                held_out = evaluation_loader(plan, dataset, store, "validation")
-            images = evaluation_loader(plan, dataset, store, "train")
-            fit_head(plan, prepared.model, images, held_out, say=say)
-        ranks.wait_for_first("head")
+            start_from_images(plan, prepared.model, dataset, store)
+            if plan.head != "with_the_rest":
+                held_out = None
+                if job.validation is not None:
+                    held_out = evaluation_loader(plan, dataset, store, "validation")
+                images = evaluation_loader(plan, dataset, store, "train")
+                fit_head(plan, prepared.model, images, held_out, say=say)
+        ranks.wait_for_first("start")
         ranks.same(prepared.model)
         if state.average is not None:
             state.average.reset(prepared.model)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -53,6 +53,8 @@ AUGMENT_AT_ONCE = 128 << 10
 PROBE_SHARE = 0.05
 PROBE_MIN_S = 4.0
 PROBE_MAX_S = 120.0
+# So many images tell how small patches vary; see `model.start_from`.
+START_IMAGES = 2_000
 # Runs that a guess puts below this are not worth a probe.
 PROBE_WORTH_S = 60.0
 
@@ -312,6 +314,34 @@ def _training_loader(
         device=torch.device(plan.execution.device),
         resident=plan.execution.store == "device",
     )
+
+
+def start_from_images(
+    plan: Plan, classifier: Classifier, dataset: Dataset, store: PixelStore
+) -> None:
+    """What a network computes from training images instead of learning it, before the first step.
+
+    They are the same images for any number of processes.
+    """
+
+    def some() -> Tensor:
+        ids = dataset.indices("train")
+        number = min(START_IMAGES, len(ids))
+        images = Loader(
+            store,
+            dataset.labels,
+            ids,
+            batch_size=number,
+            seed=plan.seed,
+            shuffle=True,
+            drop_last=True,
+            threads=plan.execution.loader_threads,
+            device=torch.device(plan.execution.device),
+        )
+        with contextlib.closing(images.batches(epoch=0)) as batches:
+            return next(batches).images.to(plan.execution.device)
+
+    model.start_from(classifier, some)
 
 
 def _weights(plan: Plan, dataset: Dataset, ids: Indices) -> Any:
