@@ -14,7 +14,7 @@ def shrink_per_step(batch_size: int) -> float:
         "digits", settings={"train.batch_size": batch_size, "train.learning_rate": 0.1}
     )
     optimizer = build_optimizer(prepared.plan, prepared.model)
-    return max(group["lr"] * group["weight_decay"] for group in optimizer.param_groups)
+    return float(max(group["lr"] * group["weight_decay"] for group in optimizer.param_groups))
 
 
 def test_a_batch_half_as_large_takes_half_of_the_weight_decay_in_an_update() -> None:

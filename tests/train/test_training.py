@@ -556,7 +556,7 @@ def test_long_decoding_says_how_far_it_is(
     tmp_path: Path, picture_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # By its name `vidi.train` is the function.
-    monkeypatch.setattr(sys.modules["vidi.train.prepare"], "DECODING_SAID_EVERY_S", 0.0)
+    monkeypatch.setattr(sys.modules["vidi.own_data"], "DECODING_SAID_EVERY_S", 0.0)
     said: list[object] = []
     photos = picture_folder("photos", a=20, b=20)
     changes = {"data__cache_dir": str(tmp_path / "cache"), "train__epochs": 1.0}
