@@ -28,6 +28,9 @@ LITE0 = WeightsFacts(
 )
 
 
+CARD = Accelerator(kind="cuda", name="a card", memory_bytes=16 << 30, bfloat16=True)
+
+
 def dataset(
     px: int = 28, num_train: int = 60_000, num_classes: int = 10, **changes: Any
 ) -> DatasetFacts:
@@ -75,6 +78,30 @@ def test_small_images_are_trained_from_scratch_at_their_own_size() -> None:
     assert plan.model.weights == "none"
     assert (plan.pixels.image_px, plan.pixels.store_px) == (28, 28)
     assert plan.augment.crop == "pad"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "px", "num_train", "machine_has", "name"),
+    [
+        (None, 32, 50_000, {}, "small_resnet"),
+        (5, 28, 60_000, {}, "small_resnet"),
+        (20, 28, 60_000, {}, "small_resnet_x2"),
+        (10, 32, 50_000, {}, "small_resnet"),
+        (60, 32, 50_000, {}, "small_resnet_x4"),
+        (60, 32, 50_000, {"cpu_bfloat16": False}, "small_resnet_x2"),
+        (60, 8, 1_500, {}, "small_resnet"),
+        (1, 32, 50_000, {"accelerators": (CARD,)}, "small_resnet_x4"),
+    ],
+)
+def test_the_small_network_is_as_wide_as_the_time_allows(
+    minutes: float | None, px: int, num_train: int, machine_has: dict[str, Any], name: str
+) -> None:
+    config = Config() if minutes is None else asked(train__minutes=minutes)
+    plan = plan_for(
+        config, dataset=dataset(px=px, num_train=num_train), machine=machine(**machine_has)
+    )
+    assert plan.model.name == name
+    assert plan.optimizer.name == "muon"
 
 
 def test_tiny_images_are_shown_larger() -> None:
@@ -158,7 +185,11 @@ def test_any_data_set_gets_a_plan_that_fits_together(
     num_train = max(num_train, num_classes)
     facts = dataset(px=px, num_train=num_train, num_classes=num_classes)
     config = Config() if epochs is None else asked(train__epochs=epochs)
-    weights = LITE0 if choose_model(config, facts).weights != "none" else None
+    weights = (
+        LITE0
+        if choose_model(config, Facts(dataset=facts, machine=machine())).weights != "none"
+        else None
+    )
     plan = plan_for(config, dataset=facts, weights=weights)
     assert 1 <= plan.batch_size <= facts.num_images("train")
     assert plan.pixels.store_px >= plan.pixels.image_px >= 1
@@ -271,9 +302,6 @@ def test_classes_are_drawn_as_asked_and_imbalance_is_said() -> None:
     assert "100 times as many" in plan.reasons["sampling"]
     assert plan_for(asked(train__sampling="balanced"), dataset=rare).sampling == "balanced"
     assert plan_for(dataset=dataset(weighted=True)).sampling == "weighted"
-
-
-CARD = Accelerator(kind="cuda", name="a card", memory_bytes=16 << 30, bfloat16=True)
 
 
 @pytest.mark.parametrize(

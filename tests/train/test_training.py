@@ -555,7 +555,6 @@ def test_the_weights_of_a_table_decide_how_often_images_come(
 def test_long_decoding_says_how_far_it_is(
     tmp_path: Path, picture_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # By its name `vidi.train` is the function.
     monkeypatch.setattr(sys.modules["vidi.own_data"], "DECODING_SAID_EVERY_S", 0.0)
     said: list[object] = []
     photos = picture_folder("photos", a=20, b=20)

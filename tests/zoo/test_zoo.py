@@ -20,6 +20,8 @@ SMALL = (
     "lenet5",
     "two_conv",
     "small_resnet",
+    "small_resnet_x2",
+    "small_resnet_x4",
     "resnet18",
     "efficientnet_b0",
     "efficientnet_lite0",

@@ -42,7 +42,7 @@ def make(config: Config, facts: Facts) -> Plan:
     dataset, train = facts.dataset, config.train
     _check_data(dataset)
     decided = Decisions()
-    choice = choose_model(config, dataset)
+    choice = choose_model(config, facts)
     pretrained = choice.weights != "none"
 
     model = ModelPlan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vidi.config import Config
-from vidi.facts import DatasetFacts
+from vidi.facts import Facts
 
 # Images smaller than this are trained from scratch at their own size: a pretrained network that
 # reduces 224 px by 32 has nothing left of them. The rule is checked in docs/measurements.md.
@@ -20,9 +20,21 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_model(config: Config, dataset: DatasetFacts) -> Choice:
+# Of the small network: as wide as it is called, and so many times wider.
+SMALL_NETWORKS = {"small_resnet": 1, "small_resnet_x2": 2, "small_resnet_x4": 4}
+# A wider network that sees each image so often is ahead of a narrow one in the same time; the
+# fastest CIFAR-10 recipes need about as many passes (Jordan 2024).
+_PASSES_WORTH_WIDTH = 10
+# Of fewer images a wider network learns no more: digits, in docs/measurements.md.
+_IMAGES_WORTH_WIDTH = 10_000
+# Floating-point operations a second before anything was measured: of a core with bfloat16, of one
+# without, and of an accelerator.
+_GUESSED_RATES = (130e9, 50e9, 20e12)
+
+
+def choose_model(config: Config, facts: Facts) -> Choice:
     """Which network and weights: the first decision, because its facts are needed for the rest."""
-    asked = config.model
+    asked, dataset = config.model, facts.dataset
     short_px = min(dataset.height_px[1], dataset.width_px[1])
     small = min(short_px, config.data.image_px or short_px) < SMALL_IMAGE_PX
     if asked.name is not None:
@@ -31,16 +43,47 @@ def choose_model(config: Config, dataset: DatasetFacts) -> Choice:
         )
         return Choice(asked.name, weights, "asked for")
     if small:
-        return Choice(
-            "small_resnet",
-            asked.weights or "none",
-            f"images of {short_px} px are learnt faster from scratch, by a small network",
-        )
+        name, why = _small_network(config, facts, short_px)
+        reason = f"images of {short_px} px are learnt faster from scratch, by a small network{why}"
+        return Choice(name, asked.weights or "none", reason)
     return Choice(
         "efficientnet_lite0",
         asked.weights or "imagenet",
         f"photos ({short_px} px): start from ImageNet weights that need no network",
     )
+
+
+def _small_network(config: Config, facts: Facts, image_px: int) -> tuple[str, str]:
+    """As wide as the time allows: the widest that sees every image several times."""
+    minutes, num_train = config.train.minutes, facts.dataset.num_images("train")
+    if minutes is None or num_train < _IMAGES_WORTH_WIDTH:
+        return "small_resnet", ""
+    bfloat16, plain, accelerator = _GUESSED_RATES
+    machine = facts.machine
+    if machine.accelerators and config.machine.device != "cpu":
+        rate = accelerator
+    else:
+        rate = machine.usable_cores * (bfloat16 if machine.cpu_bfloat16 else plain)
+    chosen, why = "small_resnet", ""
+    for name, factor in SMALL_NETWORKS.items():
+        # Forward and backward, each multiply-add two operations.
+        work = 6 * _multiply_adds(16 * factor, image_px, num_train)
+        passes = rate * minutes * 60 / work
+        if factor > 1 and passes >= _PASSES_WORTH_WIDTH:
+            chosen = name
+            why = f", {factor} times as wide: time for about {passes:,.0f} passes"
+    return chosen, why
+
+
+def _multiply_adds(width: int, image_px: int, num_images: int) -> float:
+    """Of one pass of the small network over colour images: its 3 x 3 convolutions."""
+    total, inputs, px = 0.0, 24, image_px - 1
+    for outputs in (2 * width, 4 * width, 8 * width):
+        total += 9 * inputs * outputs * px**2
+        px = max(1, px // 2)
+        total += 9 * outputs**2 * px**2
+        inputs = outputs
+    return total * num_images
 
 
 # Pretrained weights that come with vidi's own dependencies.

@@ -9,6 +9,7 @@ from vidi.config import Config
 from vidi.errors import ConfigError
 from vidi.facts import DatasetFacts
 from vidi.plan.decisions import Decisions
+from vidi.plan.network import SMALL_NETWORKS
 from vidi.plan.values import OptimizerPlan, SchedulePlan
 
 
@@ -43,7 +44,7 @@ _FINE_TUNING_RATE = 6e-4
 def optimizer_rule(model_name: str, *, pretrained: bool) -> tuple[str, str]:
     if pretrained:
         return "adamw", "steady while fine-tuning; Loshchilov and Hutter 2019"
-    if model_name == "small_resnet":
+    if model_name in SMALL_NETWORKS:
         return "muon", "learns small images several times as fast as SGD; Jordan et al. 2024"
     return "sgd", "with Nesterov momentum: the best known for convolutions from scratch"
 

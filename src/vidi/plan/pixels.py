@@ -8,7 +8,7 @@ from vidi.config import Config
 from vidi.facts import DatasetFacts, Facts
 from vidi.image import PixelContract
 from vidi.plan.decisions import Decisions
-from vidi.plan.network import SMALL_IMAGE_PX
+from vidi.plan.network import SMALL_IMAGE_PX, SMALL_NETWORKS
 
 # Up to this size images are shifted by padding; larger ones are cropped and scaled.
 SMALL_CROP_PX = 48
@@ -26,7 +26,7 @@ def decide_pixels(
     median_h, median_w = dataset.height_px[1], dataset.width_px[1]
     if pretrained and weights is not None:
         size_rule = (weights.image_px, "the size that the weights were trained at")
-    elif max(median_h, median_w) < TINY_IMAGE_PX and model_name == "small_resnet":
+    elif max(median_h, median_w) < TINY_IMAGE_PX and model_name in SMALL_NETWORKS:
         size_rule = (TINY_IMAGE_PX, "tiny images are shown larger; see docs/measurements.md")
     elif max(median_h, median_w) <= SMALL_IMAGE_PX:
         size_rule = (max(median_h, median_w), "the size of the images")

@@ -201,7 +201,7 @@ def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
     facts = Facts(dataset=dataset.facts(), machine=machine, cache_free_bytes=free)
     for line in _described(dataset):
         say(line)
-    choice = choose_model(config, facts.dataset)
+    choice = choose_model(config, facts)
     facts = facts.model_copy(update={"weights": model.weights_facts(choice.name, choice.weights)})
     first = make(config, facts)
     dataset, store = decoded(dataset, first, config, say=say)

@@ -131,7 +131,7 @@ class Shared:
                 raise ConfigError(
                     f"a trial cannot have {name} = {its!r}: all are judged by the same images"
                 )
-        choice = choose_model(config, self.facts.dataset)
+        choice = choose_model(config, self.facts)
         weights = model.weights_facts(choice.name, choice.weights)
         facts = self.facts.model_copy(update={"weights": weights})
         plan = make(_decoded_first(config), facts)

@@ -79,6 +79,8 @@ MODELS: Final[Mapping[str, ModelSpec]] = {
     "lenet5": ModelSpec(build=LeNet5, image_px=28),
     "two_conv": ModelSpec(build=TwoConv, image_px=28),
     "small_resnet": ModelSpec(build=SmallResNet, image_px=32),
+    "small_resnet_x2": ModelSpec(build=partial(SmallResNet, width=32), image_px=32),
+    "small_resnet_x4": ModelSpec(build=partial(SmallResNet, width=64), image_px=32),
     "alexnet": ModelSpec(build=AlexNet, image_px=224),
     "vgg11": _vgg((1, 1, 2, 2, 2)),
     "vgg11_bn": _vgg((1, 1, 2, 2, 2), batch_norm=True),
