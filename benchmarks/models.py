@@ -106,7 +106,7 @@ def compared(
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME")
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--repeats", type=int, default=31)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--image-px", type=int, default=128)
     parser.add_argument("--bfloat16", action="store_true")
