@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from vidi.data.audit import OF_PIXELS, Audit, Finding, audit, audit_store, pictures
-from vidi.data.cache import CachedStore, cache_folder, free_bytes, list_stores, prune
+from vidi.data.cache import (
+    CachedStore,
+    cache_folder,
+    free_bytes,
+    list_stores,
+    prune,
+    replace_file,
+)
 from vidi.data.custom import Images, is_own_code
 from vidi.data.dataset import Dataset, Indices, Skipped
 from vidi.data.filling import UnreadableRow
@@ -40,4 +47,5 @@ __all__ = [
     "part_of",
     "pictures",
     "prune",
+    "replace_file",
 ]

@@ -15,13 +15,12 @@ from vidi.augment import best_kind
 from vidi.bundle import FORMAT, TARGETS, Bundle, BundleFile, Description, Target
 from vidi.data import Dataset, PixelStore
 from vidi.errors import UsageError, nearest
-from vidi.export.graph import plain_convolutions, to_onnx, to_torch
+from vidi.export.graph import folded, to_onnx, to_torch
 from vidi.export.parity import compare, sampled
 from vidi.export.quantise import CALIBRATION_IMAGES, quantised
 from vidi.export.versions import require, versions
 from vidi.facts import Split
 from vidi.image import DECODER_VERSION
-from vidi.model import Classifier, fused
 from vidi.own_data import own_data
 from vidi.plan import Plan
 from vidi.predictor import Network, Predictor
@@ -71,7 +70,7 @@ def export(
     dataset, store, _ = own_data(opened, data, say=tell)
     sample = sampled(dataset, store, classifier, plan, _held_out(dataset))
     tell(f"exporting {plan.model.name}, step {step}, to {target}")
-    answering = Answering(_folded(classifier))
+    answering = Answering(folded(classifier))
     packed, network = _packed(target, answering, dataset, store, plan)
     temperature, thresholds = calibration(opened)
     predictor = Predictor(network, plan.pixels, facts.dataset.classes)
@@ -113,15 +112,6 @@ def _held_out(dataset: Dataset) -> Split:
         if len(dataset.indices(split)):
             return split
     return "train"
-
-
-def _folded(classifier: Classifier) -> Classifier:
-    """With paddings that every runtime has, and batch norms inside the convolutions."""
-    plain = plain_convolutions(classifier)
-    try:
-        return fused(plain)
-    except UsageError:
-        return plain
 
 
 def _packed(

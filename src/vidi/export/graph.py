@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vidi.model import Classifier
+from vidi.errors import UsageError
+from vidi.model import Classifier, fused
 from vidi.predictor.trained import Answering
 from vidi.zoo.efficientnet import SamePadConv2d
 
@@ -36,6 +37,16 @@ def to_onnx(answering: Answering) -> bytes:
     assert program is not None
     packed: bytes = program.model_proto.SerializeToString()
     return packed
+
+
+def folded(classifier: Classifier) -> Classifier:
+    """A copy with paddings that every runtime has, and batch norms inside the convolutions: twice
+    as fast on a processor, the same up to rounding."""
+    plain = plain_convolutions(classifier)
+    try:
+        return fused(plain)
+    except UsageError:
+        return plain
 
 
 def plain_convolutions(classifier: Classifier) -> Classifier:
