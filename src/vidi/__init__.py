@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vidi.suspects import suspects
     from vidi.train import train
     from vidi.tune.ablate import ablate
+    from vidi.tune.fitting import fit
 
 __version__ = "0.1.0"
 
@@ -61,6 +62,7 @@ __all__ = [
     "evaluate",
     "export",
     "find_learning_rate",
+    "fit",
     "load",
     "models",
     "plan",
@@ -92,6 +94,7 @@ _OWNERS = {
     "evaluate": "vidi.commands",
     "find_learning_rate": "vidi.commands",
     "export": "vidi.export",
+    "fit": "vidi.tune.fitting",
     "load": "vidi.predictor",
     "models": "vidi.commands",
     "plan": "vidi.commands",

@@ -242,6 +242,63 @@ def train(
 
 
 @app.command()
+def fit(
+    data: Data,
+    minutes: Annotated[
+        float, typer.Option("--minutes", metavar="M", help="Wall-clock time for everything.")
+    ] = 10.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where the study is kept; a stopped one there is continued.  "
+            "[default: a new one in studies/]",
+            show_default=False,
+        ),
+    ] = None,
+    model: Model = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """The best classifier that so many minutes can buy: looked at, tuned, trained, judged, exported.
+
+    An answer is there early and only gets better. Ctrl-C ends it with the best so far; a kill costs
+    little, the same command goes on.
+    """
+    from vidi import Run
+    from vidi import fit as run_fit
+    from vidi.show import display
+
+    asked = _asked(config, settings, model=model, epochs=None, minutes=None)
+    with display(quiet=as_json) as show:
+        study = run_fit(data, asked, minutes=minutes, out=out, show=show, started_at=STARTED_AT)
+    run = Run.open(study.final_path)
+    judged = run.evaluated_splits()
+    split = "test" if "test" in judged else "validation"
+    evaluation = _evaluation(run.read_evaluation(split))
+    bundle = next((path for path in map(run.bundle_path, ("onnx", "torch")) if path.exists()), None)
+    if as_json:
+        _print_json(
+            {
+                "study": str(study.path),
+                "run": str(run.path),
+                "report": str(run.report_path),
+                "bundle": bundle and str(bundle),
+                "split": split,
+                "accuracy": evaluation.accuracy,
+                "accuracy_interval": evaluation.accuracy_interval,
+                "n_evaluated": evaluation.n_evaluated,
+            }
+        )
+        return
+    _print_evaluation(evaluation)
+    typer.echo(f"report:  {run.report_path}")
+    typer.echo(f"predict: vidi predict {shlex.quote(str(bundle or run.path))} IMAGES...")
+
+
+@app.command()
 def plan(
     data: Data,
     model: Model = None,

@@ -150,6 +150,9 @@ class TrainConfig(Frozen):
     head: Literal["with_the_rest", "first", "only"] | None = Field(
         None, description="whether the head is fitted on kept features first, or nothing else is"
     )
+    image_px: Pixels | None = Field(
+        None, description="side of the images in training, where that is less than data.image_px"
+    )
     progressive_px: tuple[Pixels, ...] | None = Field(
         None, description="sizes of the images in equal parts of the run; the last is image_px"
     )

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from vidi.predict import Counts
     from vidi.train import Prepared
     from vidi.train import Progress as Moment
+    from vidi.tune.fitting import Doing
 
 # Plain output says something at least this often, and at most this often between validations.
 PLAIN_EVERY_S = 10.0
 # More redraws than this are not seen by anybody.
 REDRAW_EVERY_S = 0.1
 
-Show = Callable[["str | Moment"], None]
+Show = Callable[["str | Moment | Doing"], None]
 
 
 @contextlib.contextmanager
@@ -114,9 +115,9 @@ class _Bar:
         self._drawn_at = 0.0
         self._validated_step = -1
 
-    def show(self, what: str | Moment) -> None:
-        if isinstance(what, str):
-            self._console.print(Text(shown(what)))
+    def show(self, what: str | Moment | Doing) -> None:
+        if not _is_moment(what):
+            self._console.print(Text(shown(what if isinstance(what, str) else doing_line(what))))
             return
         if self._task is None:
             self._progress.start()
@@ -150,9 +151,9 @@ class _Plain:
         self._said_at = time.monotonic()
         self._validated_step = -1
 
-    def show(self, what: str | Moment) -> None:
-        if isinstance(what, str):
-            _line(what)
+    def show(self, what: str | Moment | Doing) -> None:
+        if not _is_moment(what):
+            _line(what if isinstance(what, str) else doing_line(what))
             return
         for note in what.notes:
             _line(note)
@@ -166,6 +167,19 @@ class _Plain:
         elif now - self._said_at >= PLAIN_EVERY_S:
             _line(f"step {what.step} of {what.last_step}: {numbers(what)}")
             self._said_at = now
+
+
+def doing_line(doing: Doing) -> str:
+    """0:41 of 3:00  fine-tuning from that head (2.1 epochs fit); 87.1 % so far"""
+    so_far = "" if doing.accuracy is None else f"; {doing.accuracy:.1%} on held-out images so far"
+    return (
+        f"{duration(doing.elapsed_s)} of {duration(doing.budget_s)}  {doing.what} "
+        f"({doing.why}){so_far}"
+    )
+
+
+def _is_moment(what: str | Moment | Doing) -> TypeGuard[Moment]:
+    return hasattr(what, "phase")
 
 
 _PHASES = {"train": "training  ", "validate": "validating", "save": "saving    "}

@@ -39,7 +39,7 @@ def decide_stages(
     num_stages = len(facts.model.stages) if facts.model is not None else None
     frozen = asked.freeze_stages or 0
     _check(config, num_stages, image_px=image_px, pretrained=pretrained)
-    sizes = asked.progressive_px or (image_px,)
+    sizes = asked.progressive_px or (asked.image_px or image_px,)
     thaws = [(0.0, frozen)]
     if asked.unfreeze_fraction and num_stages is not None:
         # At first only the head learns; then one stage more at a time, the last one first, until
@@ -60,7 +60,7 @@ def decide_stages(
         for start, end in zip(starts, ends, strict=True)
     )
     what = [
-        "sizes asked for" if asked.progressive_px else "",
+        "sizes asked for" if asked.progressive_px or asked.image_px else "",
         "gradual unfreezing asked for" if asked.unfreeze_fraction else "",
         f"{frozen} stages stay as they are" if frozen else "",
     ]
@@ -76,6 +76,12 @@ def _check(config: Config, num_stages: int | None, *, image_px: int, pretrained:
             f"train.progressive_px = {list(sizes)} has to rise to the size of the images, "
             f"{image_px}",
             fix=f"for example [{max(1, image_px // 2)}, {max(1, image_px * 3 // 4)}, {image_px}]",
+        )
+    if asked.image_px is not None and (sizes is not None or asked.image_px > image_px):
+        raise ConfigError(
+            f"train.image_px = {asked.image_px} is what the model sees in training, at most the "
+            f"{image_px} px that it is judged at, and instead of train.progressive_px",
+            fix="leave it out, or set data.image_px too",
         )
     if (asked.freeze_stages or asked.unfreeze_fraction) and not pretrained:
         raise ConfigError(

@@ -57,6 +57,9 @@ class Head:
     tried: tuple[tuple[Candidate, float, float], ...]
     # What the choice was made by, in words.
     chosen_by: str
+    # (held-out rows, K) probabilities, each by a head that has not seen that row; None where no row
+    # is held out.
+    held_out: Tensor | None
 
 
 def candidates_of(label_smoothing: float) -> tuple[Candidate, ...]:
@@ -90,6 +93,7 @@ def choose_head(
     part = _parts(targets.numpy(), num_train, folds)
     tried: list[tuple[Candidate, float, float]] = []
     temperatures = []
+    held_out = None
     if part.max() > 0:
         judged = _judged(standard, targets, loss, num_classes, candidates, part)
         for candidate, logits in zip(candidates, judged, strict=True):
@@ -98,6 +102,9 @@ def choose_head(
             temperatures.append(temperature)
         best = min(range(len(candidates)), key=lambda number: tried[number][2])
         chosen, accuracy, log_loss = tried[best]
+        # In cross-validation the training rows were held out in turn as well.
+        last = judged[best][-(len(targets) - num_train) :] if num_train < len(targets) else None
+        held_out = None if last is None else last.float().softmax(1)
         temperature = temperatures[best]
         said = (
             f"{folds}-fold cross-validation over {len(targets):,} images"
@@ -121,6 +128,7 @@ def choose_head(
         log_loss=log_loss if tried else None,
         tried=tuple(tried),
         chosen_by=said,
+        held_out=held_out,
     )
 
 
@@ -157,9 +165,7 @@ def _judged(
     return held_out[:, numbers > 0]
 
 
-def _worth(
-    logits: Tensor, targets: Tensor, part: NDArray[np.int64]
-) -> tuple[float, float, float]:
+def _worth(logits: Tensor, targets: Tensor, part: NDArray[np.int64]) -> tuple[float, float, float]:
     """Accuracy, log loss at the best temperature, and that temperature, of held-out logits."""
     labels = targets[torch.from_numpy(part > 0)].numpy()
     shares = logits.float().softmax(1)
@@ -298,9 +304,7 @@ def _curved(gradients: Tensor, steps: Sequence[Tensor], changes: Sequence[Tensor
 
     A pair without positive curvature counts as not there.
     """
-    products = [
-        (step * change).sum(1) for step, change in zip(steps, changes, strict=True)
-    ]
+    products = [(step * change).sum(1) for step, change in zip(steps, changes, strict=True)]
     inverse = [torch.where(product > 0, 1.0 / product, 0.0) for product in products]
     result = gradients.clone()
     shares: list[Tensor] = []
@@ -312,9 +316,7 @@ def _curved(gradients: Tensor, steps: Sequence[Tensor], changes: Sequence[Tensor
         squares = (changes[-1] * changes[-1]).sum(1)
         size = torch.where(products[-1] > 0, products[-1] / squares.clamp(min=1e-30), 1.0)
         result *= size[:, None]
-    for step, change, factor, share in zip(
-        steps, changes, inverse, reversed(shares), strict=True
-    ):
+    for step, change, factor, share in zip(steps, changes, inverse, reversed(shares), strict=True):
         back = factor * (change * result).sum(1)
         result += (share - back)[:, None] * step
     return result

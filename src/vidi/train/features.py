@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vidi import image
-from vidi.augment import views
+from vidi.augment import ViewKind, views
 from vidi.data import Dataset, Indices, PixelStore, replace_file
 from vidi.errors import StorageError
 from vidi.export.graph import folded
@@ -59,7 +60,7 @@ def features(
     Args:
         cache_dir: None keeps nothing.
     """
-    network = _prepared(plan, classifier)
+    network = quick_copy(plan, classifier)
     about = _about(plan, classifier, flipped=flipped)
     digests = dataset.source.digests()
     found: list[Tensor] = []
@@ -92,7 +93,7 @@ def all_features(work: Generator[Computed]) -> Tensor:
     return values
 
 
-def _prepared(plan: Plan, classifier: Classifier) -> Classifier:
+def quick_copy(plan: Plan, classifier: Classifier) -> Classifier:
     """A copy that computes the same faster: no padding layers, norms inside the convolutions."""
     network = folded(copy.deepcopy(classifier).cpu())
     layout = torch.channels_last if plan.execution.channels_last else torch.contiguous_format
@@ -126,7 +127,7 @@ def _compute(
     """(N, F) of the rows `ids`."""
     device = torch.device(plan.execution.device)
     size = ROWS_A_BATCH.get(device.type, plan.evaluation_batch_size)
-    kind = "flip" if flipped else "plain"
+    kind: ViewKind = "flip" if flipped else "plain"
     parts: list[Tensor] = []
     with torch.inference_mode(), autocast(device, plan.execution.precision):
         for start in range(0, len(ids), size):
@@ -158,3 +159,18 @@ def _read(path: Path, rows: int) -> NDArray[np.float32] | None:
     if shape[0] != rows or values.size != shape[0] * shape[1]:
         return None
     return values.reshape(shape).copy()
+
+
+def measured_rate(plan: Plan, classifier: Classifier, dataset: Dataset, store: PixelStore) -> float:
+    """Images a second whose features are computed, from a few batches of training images."""
+    network = quick_copy(plan, classifier)
+    size = ROWS_A_BATCH.get(plan.execution.device, plan.evaluation_batch_size)
+    ids = dataset.indices("train")[: RATE_BATCHES * size]
+    # The first one takes memory and chooses kernels.
+    _compute(plan, network, store, ids[:size], flipped=False)
+    began_at = time.perf_counter()
+    _compute(plan, network, store, ids, flipped=False)
+    return len(ids) / max(1e-9, time.perf_counter() - began_at)
+
+
+RATE_BATCHES: Final = 4

@@ -22,7 +22,7 @@ from vidi.augment import Transform
 from vidi.config import Config, load
 from vidi.data import Audit, audit_store
 from vidi.errors import Interrupted, OutOfMemory, StorageError, TrainingError, VidiError
-from vidi.facts import Facts
+from vidi.facts import Facts, Split
 from vidi.model import name_of
 from vidi.own_data import has_gaps, readable
 from vidi.plan import TIMEOUT_S, Plan, retimed
@@ -102,7 +102,7 @@ def train(
     path = (
         Path(out)
         if out is not None
-        else default_run_path(Path("runs"), _data_name(data), datetime.now())
+        else default_run_path(Path("runs"), data_name(data), datetime.now())
     )
     with joined(config.machine.timeout_s or TIMEOUT_S) as ranks:
         tell: Show = show or (lambda _: None)
@@ -189,7 +189,7 @@ def _follow(asked: _Asked) -> Run:
         state.restore(checkpoint)
     job = _job(asked, prepared, state)
     with contextlib.closing(prepared.store):
-        _drive(None, plan, job, state, lambda _: None, None)
+        drive(None, plan, job, state, lambda _: None, None)
     return run
 
 
@@ -215,7 +215,7 @@ def _train(
                     stepped()
                 tell(what)
 
-            plan = _drive(run, plan, job, state, told if trace else tell, deadline)
+            plan = drive(run, plan, job, state, told if trace else tell, deadline)
         best_step = load_best(run, prepared.model)
         # Short runs end before all pixels are there; the next one finds them in the cache.
         store.finish()
@@ -228,10 +228,16 @@ def _train(
     write(run)
 
 
-def judge_run(run: Run, plan: Plan, config: Config, prepared: Prepared) -> None:
+def judge_run(
+    run: Run,
+    plan: Plan,
+    config: Config,
+    prepared: Prepared,
+    splits: Sequence[Split] = ("validation", "test"),
+) -> None:
     """Predictions and evaluations of the held-out images, written into the run."""
     own_metrics = [load(name) for name in config.evaluate.metrics]
-    for split in ("validation", "test"):
+    for split in splits:
         if len(prepared.dataset.indices(split)):
             judged(
                 judge(
@@ -266,7 +272,7 @@ def _count_again(run: Run, prepared: Prepared, tell: Show) -> None:
     run.write_text("facts", facts.model_dump_json(indent=1))
 
 
-def _drive(
+def drive(
     run: Run | None, plan: Plan, job: Job, state: State, tell: Show, deadline: Deadline | None
 ) -> Plan:
     """Run the loop to its end, to a signal, or until validation stops getting better.
@@ -385,11 +391,11 @@ def _environment(data: str | Path) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         # Where the data were, so that `vidi evaluate RUN` finds them again.
         "data": str(where.resolve()) if where.exists() else str(data),
-        "data_name": _data_name(data),
+        "data_name": data_name(data),
     }
 
 
-def _data_name(data: str | Path) -> str:
+def data_name(data: str | Path) -> str:
     return Path(data).resolve().name if Path(data).exists() else str(data)
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 from vidi import model, probe
 from vidi.config import Config, parse
@@ -37,7 +37,7 @@ from vidi.train.prepare import (
     looked_at,
     planned,
 )
-from vidi.train.resume import differing, restored
+from vidi.train.resume import Reopened, differing, restored
 from vidi.train.signals import watched
 from vidi.train.state import State
 from vidi.train.training import decisions, judge_run
@@ -211,7 +211,7 @@ def advance(
     if Run.exists(run_path):
         run = Run.open(run_path)
         with run.lock():
-            prepared, state, checkpoint = _reopened(run, shared, config, say)
+            prepared, state, checkpoint = reopened_trial(run, shared, config, say)
             run.rewind(checkpoint)
             _go(run, prepared, state, config, shared, last_step, deadline, say)
     else:
@@ -275,7 +275,7 @@ def conclude(run_path: Path, shared: Shared, config: Config, *, tell: Show | Non
         return run
     config = _decoded_first(config)
     with run.lock():
-        prepared, state, _ = _reopened(run, shared, config, lambda _: None)
+        prepared, state, _ = reopened_trial(run, shared, config, lambda _: None)
         if state.step < prepared.plan.last_step:
             raise UsageError(
                 f"{run.path} is at step {state.step} of {prepared.plan.last_step}: not finished"
@@ -303,7 +303,11 @@ def result_of(run: Run, step: int, horizon_steps: int, seconds: float) -> TrialR
     )
 
 
-def _reopened(run: Run, shared: Shared, config: Config, say: Show) -> Any:
+def reopened_trial(run: Run, shared: Shared, config: Config, say: Show) -> Reopened:
+    """A trial as it was at its newest checkpoint, on the data that are open.
+
+    Raises MismatchError when it is one of other settings or data.
+    """
     before = parse(run.text("config"), origin=str(run.config_path))
     if changed := differing(before, config):
         raise MismatchError(

@@ -1,0 +1,152 @@
+"""How the minutes of a `fit` are spent: from counts and measured rates alone, with the reasons.
+
+A pretrained network is used twice: a head on its kept features is an answer within seconds, and
+what is left of the time goes into fine-tuning from there, if it is enough to be worth it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+# Of a time that is forecast, what is planned; the rest is for a machine that slows down.
+PLANNED_SHARE: Final = 0.95
+# Python's end, the last files, whatever else has no measurement.
+ENDING_S: Final = 1.5
+# Judging in float32 against features in the measured precision (95 to 156 images/s where bfloat16
+# is there), with predictions, intervals and the report.
+JUDGING_COST: Final = 1.8
+REPORT_S: Final = 2.0
+# Writing a bundle and proving it; see docs/measurements.md.
+EXPORT_S: Final = {"onnx": 16.0, "torch": 8.0}
+# What cross-validating a bank of heads takes, in seconds for 1,000 images, 1,000 features and a
+# class, on two cores.
+BANK_S: Final = 0.15
+BANK_MIN_S: Final = 1.0
+
+
+class Counts(NamedTuple):
+    """How many images there are."""
+
+    train: int
+    validation: int
+    test: int
+
+
+class Features(NamedTuple):
+    """How the features are computed for the first answer."""
+
+    flipped: bool
+    # So many of the training images.
+    num_train: int
+    folds: int
+    seconds: float
+    reason: str
+
+
+class Tuning(NamedTuple):
+    """A fine-tuning that fits into the time."""
+
+    image_px: int
+    epochs: float
+    seconds: float
+    reason: str
+
+
+def ending_s(counts: Counts, forward: float, *, export: str | None, judged: bool = True) -> float:
+    """Seconds from the last update of the weights to the end of the process.
+
+    forward: images a second, as features are computed. judged: the validation images too.
+    """
+    images = counts.test + (counts.validation if judged else 0)
+    bundle_s = 0.0 if export is None else EXPORT_S[export]
+    return ENDING_S + REPORT_S + JUDGING_COST * images / forward + bundle_s
+
+
+def bank_s(num_images: int, num_features: int, num_classes: int, folds: int) -> float:
+    """Seconds to choose among the heads of a bank."""
+    size = num_images * num_features * num_classes / 1e6
+    return BANK_MIN_S + BANK_S * size * max(1, folds)
+
+
+def needed_s(counts: Counts, forward: float, num_features: int, num_classes: int) -> float:
+    """The least time in which an answer is there: a head on a few images of each class."""
+    images = min(counts.train, FEWEST_A_CLASS * num_classes)
+    fit_s = bank_s(images + counts.validation, num_features, num_classes, 0)
+    ended_s = ending_s(counts, forward, export=None, judged=False)
+    return (images + counts.validation) / forward + fit_s + ended_s
+
+
+# Fewer images of a class than this say little about it.
+FEWEST_A_CLASS: Final = 10
+
+
+def features_rule(
+    left_s: float, counts: Counts, forward: float, num_features: int, num_classes: int
+) -> Features | None:
+    """How much of the data the first answer uses: all with their mirror images, all, or a part.
+
+    None: not even a part fits.
+    """
+    ended_s = ending_s(counts, forward, export=None, judged=False)
+    images = counts.train + counts.validation
+
+    def seconds(views: int, folds: int) -> float:
+        return views * images / forward + bank_s(images, num_features, num_classes, folds)
+
+    for flipped, folds, share, why in (
+        (True, 5, 0.4, "mirror images seen too, five-fold cross-validation"),
+        (True, 3, 1.0, "mirror images seen too, three-fold cross-validation"),
+        (False, 3, 1.0, "no time for mirror images"),
+        (False, 0, 1.0, "no time for mirror images or cross-validation"),
+    ):
+        takes_s = seconds(1 + flipped, folds)
+        if takes_s <= share * PLANNED_SHARE * (left_s - ended_s):
+            reason = f"{takes_s:.0f} s of {left_s:.0f} s: {why}"
+            return Features(flipped, counts.train, folds, takes_s, reason)
+    if left_s < needed_s(counts, forward, num_features, num_classes):
+        return None
+    each_s = 1 / forward + BANK_S * num_features * num_classes / 1e6
+    spare_s = PLANNED_SHARE * (left_s - ended_s) - BANK_MIN_S - counts.validation * each_s
+    some = max(FEWEST_A_CLASS * num_classes, int(spare_s / each_s))
+    some = min(some, counts.train)
+    reason = f"{some:,} of {counts.train:,} training images: no time for more"
+    return Features(False, some, 0, left_s - ended_s, reason)
+
+
+# An image through forward, backward and update takes so many times a forward pass in inference:
+# EfficientNet-Lite0 trains at 60 images/s of 160 px where it computes 306 features.
+UPDATE_COST: Final = 5.0
+# Looked at fewer times than this, fine-tuning is not sure to beat the head that it starts from.
+FEWEST_EPOCHS: Final = 0.9
+# More looks than these bring more at the next size up.
+ENOUGH_EPOCHS: Final = 3.0
+MOST_EPOCHS: Final = 20.0
+# Sizes to train at, as shares of the size that is judged: random crops show things larger than
+# they are judged, so training at less fits (Touvron et al. 2019), and it is cheaper.
+SHARES: Final = (6 / 7, 5 / 7)
+# Sizes are multiples of this: what networks divide their maps by.
+PX_STEP: Final = 32
+
+
+def tuning_rule(
+    left_s: float, counts: Counts, forward: float, image_px: int, *, export: str | None
+) -> Tuning | None:
+    """The fine-tuning that fits into what is left after the first answer.
+
+    None where the time is too short for it to be worth it.
+    """
+    spare_s = PLANNED_SHARE * (left_s - ending_s(counts, forward, export=export))
+    found = None
+    for share in SHARES:
+        px = max(PX_STEP, round(share * image_px / PX_STEP) * PX_STEP)
+        rate = forward * (image_px / px) ** 2 / UPDATE_COST
+        epochs = spare_s * rate / counts.train
+        fewest = FEWEST_EPOCHS if px == PX_STEP or share == SHARES[-1] else ENOUGH_EPOCHS
+        if epochs >= fewest:
+            epochs = min(epochs, MOST_EPOCHS)
+            takes_s = epochs * counts.train / rate
+            found = Tuning(
+                px, epochs, takes_s, f"{epochs:.1f} epochs at {px} px fit into {spare_s:.0f} s"
+            )
+            break
+    return found
