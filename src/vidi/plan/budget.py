@@ -18,10 +18,12 @@ JUDGING_COST: Final = 1.8
 REPORT_S: Final = 2.0
 # Writing a bundle and proving it; see docs/measurements.md.
 EXPORT_S: Final = {"onnx": 16.0, "torch": 8.0}
+# A small network takes this share of it.
+SMALL_EXPORT: Final = 0.4
 # What cross-validating a bank of heads takes, in seconds for 1,000 images, 1,000 features and a
 # class, on two cores.
-BANK_S: Final = 0.15
-BANK_MIN_S: Final = 1.0
+BANK_S: Final = 0.025
+BANK_MIN_S: Final = 1.5
 
 
 class Counts(NamedTuple):

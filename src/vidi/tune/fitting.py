@@ -304,7 +304,7 @@ class _Fit:
             torch.from_numpy(dataset.labels[ids]),
             StepSettings.of(prepared.plan).loss.to(values.device),
             len(dataset.classes),
-            candidates=candidates_of(prepared.plan.label_smoothing),
+            candidates=candidates_of(prepared.plan.label_smoothing, len(train)),
             num_train=len(train),
             folds=rule.folds,
             refit_all=rule.folds > 0 and self._refits(counts, forward, prepared),

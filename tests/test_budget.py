@@ -1,0 +1,86 @@
+"""How the minutes of a fit are spent, as tables."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vidi.plan.budget import (
+    Counts,
+    ending_s,
+    features_rule,
+    needed_s,
+    tuning_rule,
+)
+
+# Clothing: photos of ten classes, 150 features a second on two cores.
+CLOTHING = Counts(3_068, 341, 372)
+
+
+@pytest.mark.parametrize(
+    ("left_s", "flipped", "folds", "everything"),
+    [
+        (600.0, True, 5, True),
+        (100.0, True, 3, True),
+        (45.0, False, 3, True),
+        (38.0, False, 0, True),
+        (25.0, False, 0, False),
+    ],
+)
+def test_the_first_answer_uses_what_the_time_allows(
+    left_s: float, flipped: bool, folds: int, everything: bool
+) -> None:
+    rule = features_rule(left_s, CLOTHING, 150.0, 1280, 10)
+    assert rule is not None
+    assert (rule.flipped, rule.folds) == (flipped, folds)
+    assert (rule.num_train == CLOTHING.train) == everything
+
+
+def test_a_time_that_is_too_short_for_anything_gets_no_answer() -> None:
+    least_s = needed_s(CLOTHING, 150.0, 1280, 10)
+    assert features_rule(least_s - 0.1, CLOTHING, 150.0, 1280, 10) is None
+    assert features_rule(least_s + 0.1, CLOTHING, 150.0, 1280, 10) is not None
+
+
+@pytest.mark.parametrize(
+    ("left_s", "image_px"), [(30.0, None), (60.0, None), (130.0, 160), (500.0, 192)]
+)
+def test_fine_tuning_begins_where_it_has_time_to_pay(left_s: float, image_px: int | None) -> None:
+    found = tuning_rule(left_s, CLOTHING, 150.0, 224, export="onnx")
+    assert (found and found.image_px) == image_px
+
+
+@given(
+    left_s=st.floats(1.0, 1e5),
+    train=st.integers(20, 10**6),
+    held_out=st.integers(2, 10**5),
+    forward=st.floats(1.0, 1e5),
+    image_px=st.sampled_from([32, 64, 128, 224, 384]),
+)
+def test_nothing_is_planned_that_cannot_finish(
+    left_s: float, train: int, held_out: int, forward: float, image_px: int
+) -> None:
+    counts = Counts(train, held_out, held_out)
+    tuning = tuning_rule(left_s, counts, forward, image_px, export="onnx")
+    if tuning is not None:
+        assert tuning.seconds + ending_s(counts, forward, export="onnx") <= left_s
+        assert 0 < tuning.image_px <= max(32, image_px)
+    first = features_rule(left_s, counts, forward, 1280, 10)
+    if first is not None:
+        assert first.seconds <= left_s
+        assert 0 < first.num_train <= train
+
+
+@given(left_s=st.floats(1.0, 1e4), more_s=st.floats(0.0, 1e4))
+def test_more_time_never_means_less(left_s: float, more_s: float) -> None:
+    some = features_rule(left_s, CLOTHING, 150.0, 1280, 10)
+    more = features_rule(left_s + more_s, CLOTHING, 150.0, 1280, 10)
+    if some is not None:
+        assert more is not None
+        assert (more.num_train, more.flipped) >= (some.num_train, some.flipped)
+    tuned = tuning_rule(left_s, CLOTHING, 150.0, 224, export=None)
+    longer = tuning_rule(left_s + more_s, CLOTHING, 150.0, 224, export=None)
+    if tuned is not None:
+        assert longer is not None
+        assert longer.image_px >= tuned.image_px
