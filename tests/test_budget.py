@@ -24,7 +24,7 @@ CLOTHING = Counts(3_068, 341, 372)
         (600.0, True, 5, True),
         (100.0, True, 3, True),
         (45.0, False, 3, True),
-        (38.0, False, 0, True),
+        (36.0, False, 0, True),
         (25.0, False, 0, False),
     ],
 )

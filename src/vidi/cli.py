@@ -257,12 +257,18 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="TARGET", help="What is exported: onnx, torch, none, or best of them."
+        ),
+    ] = "best",
     model: Model = None,
     config: ConfigFile = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """The best classifier that so many minutes can buy: looked at, tuned, trained, judged, exported.
+    """The best classifier that so many minutes can buy: tuned, trained, judged, exported.
 
     An answer is there early and only gets better. Ctrl-C ends it with the best so far; a kill costs
     little, the same command goes on.
@@ -273,7 +279,9 @@ def fit(
 
     asked = _asked(config, settings, model=model, epochs=None, minutes=None)
     with display(quiet=as_json) as show:
-        study = run_fit(data, asked, minutes=minutes, out=out, show=show, started_at=STARTED_AT)
+        study = run_fit(
+            data, asked, minutes=minutes, out=out, to=to, show=show, started_at=STARTED_AT
+        )
     run = Run.open(study.final_path)
     judged = run.evaluated_splits()
     split = "test" if "test" in judged else "validation"

@@ -16,7 +16,7 @@ import torch
 
 from vidi.config import Config, load
 from vidi.data import cache_folder
-from vidi.errors import ConfigError, Interrupted, UsageError, VidiError
+from vidi.errors import ConfigError, Interrupted, UsageError, VidiError, nearest
 from vidi.export import export as export_run
 from vidi.metrics import Predictions, evaluate
 from vidi.model import set_head
@@ -75,6 +75,7 @@ def fit(
     minutes: float,
     settings: Mapping[str, object] | None = None,
     out: str | Path | None = None,
+    to: str = "best",
     model: Callable[..., Any] | None = None,
     show: Show | None = None,
     started_at: float | None = None,
@@ -91,6 +92,8 @@ def fit(
         minutes: wall-clock time for everything.
         settings: single settings on top, such as `{"train.learning_rate": 0.1}`.
         out: the study's directory; a new one under `studies/` when left out.
+        to: what the answer is exported to, as for `export`; "best" is ONNX where its packages are
+            installed, else torch; "none" leaves it out.
         model: your own network, as for `train`.
         show: told every line, every `Progress`, and what is being done and why.
         started_at: `time.monotonic()` when the clock began; now, if left out.
@@ -112,6 +115,7 @@ def fit(
             "a fit decides by its minutes how long it trains",
             fix="leave train.minutes and train.epochs out",
         )
+    target = _export_target(to)
     path = (
         Path(out)
         if out is not None
@@ -131,7 +135,7 @@ def fit(
             return study
         clock = _Clock(started_at, minutes * 60, _spent_before(study))
         with watched() as stop:
-            _Fit(study, data, asked, extensions, clock, tell, stop).run()
+            _Fit(study, data, asked, extensions, clock, tell, stop, target).run()
     return study
 
 
@@ -172,6 +176,7 @@ class _Fit:
         clock: _Clock,
         tell: Show,
         stop: Stop,
+        export: str | None,
     ) -> None:
         self.study = study
         self.data = data
@@ -180,7 +185,7 @@ class _Fit:
         self.clock = clock
         self.tell = tell
         self.stop = stop
-        self.export = _export_target()
+        self.export = export
 
     def run(self) -> None:
         """Raises what `fit` raises."""
@@ -486,9 +491,14 @@ class _Fit:
             prepared = Prepared(
                 looked.dataset, looked.store, looked.facts, plan, fast, shared.audit
             )
-            held_out = best.parameters.get("refitted")
+            # A head was judged on the held-out images when it was chosen, without having seen them.
+            known = run.evaluated_splits()
             judge_run(
-                run, plan, config, prepared, ("test",) if held_out else ("validation", "test")
+                run,
+                plan,
+                config,
+                prepared,
+                [split for split in ("validation", "test") if split not in known],
             )
         write(run)
         return run
@@ -521,10 +531,14 @@ def _counts(prepared: Prepared) -> Counts:
     return Counts(*(len(prepared.dataset.indices(split)) for split in _SPLITS))
 
 
-def _export_target() -> str | None:
-    """The most portable bundle that this installation can write."""
-    needed = ("onnx", "onnxruntime", "onnxscript")
-    return "onnx" if all(map(importlib.util.find_spec, needed)) else "torch"
+def _export_target(to: str) -> str | None:
+    """What the answer is exported to; None for nothing."""
+    if to == "best":
+        needed = ("onnx", "onnxruntime", "onnxscript")
+        return "onnx" if all(map(importlib.util.find_spec, needed)) else "torch"
+    if to not in (*EXPORT_S, "none"):
+        raise UsageError(f"a fit exports nothing to '{to}'", fix=nearest(to, (*EXPORT_S, "none")))
+    return None if to == "none" else to
 
 
 def _written(run: Run, prepared: Prepared, config: Config, head: Head) -> tuple[float, float]:

@@ -1,0 +1,196 @@
+"""`vidi fit`: one budget, one answer, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vidi
+from vidi import config
+from vidi.errors import ConfigError, Interrupted, MismatchError, UsageError
+from vidi.run import Run
+from vidi.study import Study
+from vidi.train import Progress
+from vidi.tune.fitting import Doing
+
+SCRATCH: dict[str, object] = {
+    "model.name": "small_resnet",
+    "model.weights": "none",
+    "data.image_px": 16,
+    "train.batch_size": 32,
+    "machine.threads": 1,
+}
+SMALL: dict[str, object] = {
+    "model.name": "efficientnet_lite0",
+    "model.weights": "imagenet",
+    "data.image_px": 32,
+    "machine.threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three colours, told apart by every network."""
+    rng = np.random.default_rng(3)
+    root = tmp_path_factory.mktemp("photos")
+    for number, label in enumerate(("red", "green", "blue")):
+        (root / label).mkdir()
+        for index in range(14):
+            pixels = rng.integers(0, 140, (40, 40, 3), dtype=np.uint8)
+            pixels[:, :, number] += 90
+            Image.fromarray(pixels).save(root / label / f"{index:03}.jpg", quality=95)
+    return root
+
+
+def fit(
+    data: str | Path,
+    out: Path,
+    settings: dict[str, object],
+    *,
+    show: Any = None,
+    minutes: float = 3.0,
+) -> Study:
+    """Far more time than so few images need: it ends by itself, also on a busy machine."""
+    return vidi.fit(data, minutes=minutes, settings=settings, out=out, to="none", show=show)
+
+
+def noted(study: Study) -> list[str]:
+    return [event["what"] for event in study.events.read() if event["event"] == "doing"]
+
+
+@pytest.fixture(scope="module")
+def tuned(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return fit(photos, tmp_path_factory.mktemp("fits") / "tuned", SMALL)
+
+
+def test_a_pretrained_network_gives_a_head_first_and_is_then_fine_tuned(tuned: Study) -> None:
+    first, second = tuned.trials()
+    assert (first.status, second.status) == ("finished", "finished")
+    assert "cross-validation" in first.reason or "held-out" in first.reason
+    assert "epochs" in second.reason
+    assert first.last is not None
+    assert first.last.accuracy > 0.9
+    steps = noted(tuned)
+    assert steps.index("a head on kept features") < steps.index("fine-tuning from that head")
+
+
+def test_the_answer_alone_is_judged_by_the_test_images_and_once(tuned: Study) -> None:
+    run = Run.open(tuned.final_path)
+    assert run.evaluated_splits() == ("test", "validation")
+    assert json.loads(run.read_evaluation("test"))["accuracy"] > 0.9
+    assert run.report_path.exists()
+    for trial in tuned.trials():
+        assert "test" not in Run.open(tuned.trial_run_path(trial.number)).evaluated_splits()
+    assert noted(tuned).count("judging the answer") == 1
+    assert config.read(tuned.best_path).train.head in ("only", "first")
+
+
+def test_what_is_done_already_is_not_done_again(photos: Path, tuned: Study) -> None:
+    said: list[object] = []
+    before = tuned.events.offset
+    again = fit(photos, tuned.path, SMALL, show=said.append)
+    assert said == [f"already complete: {tuned.path}"]
+    assert again.events.offset == before
+
+
+def test_another_request_in_the_same_place_is_refused(photos: Path, tuned: Study) -> None:
+    with pytest.raises(MismatchError, match=r"train\.seed"):
+        fit(photos, tuned.path, {**SMALL, "train.seed": 7})
+
+
+def test_the_answer_predicts(photos: Path, tuned: Study) -> None:
+    predictor = vidi.load(tuned.final_path)
+    assert predictor((photos / "green" / "001.jpg").read_bytes()).label == "green"
+
+
+def test_from_scratch_every_step_says_why_and_the_answer_is_exported(
+    photos: Path, tmp_path: Path
+) -> None:
+    told: list[Any] = []
+    study = vidi.fit(
+        photos, minutes=1.5, settings=SCRATCH, out=tmp_path / "fit", to="torch", show=told.append
+    )
+    steps = [one for one in told if isinstance(one, Doing)]
+    assert [one.what for one in steps][:2] == ["looking at the images", "training from scratch"]
+    assert all(one.why and one.elapsed_s >= 0 and one.budget_s == 90.0 for one in steps)
+    assert steps[0].accuracy is None
+    assert steps[-1].accuracy is not None
+    assert steps[-1].accuracy > 0.9
+    run = Run.open(study.final_path)
+    assert run.bundle_path("torch").exists()
+    # The learning rate has been annealed to its end inside the budget.
+    rates = [each["learning_rate"] for each in run.metrics.read() if each["kind"] == "train"]
+    assert rates[-1] < 0.02 * max(rates)
+
+
+def test_ctrl_c_ends_with_the_best_so_far(photos: Path, tmp_path: Path) -> None:
+    def stop(what: object) -> None:
+        if isinstance(what, Progress) and what.phase == "train" and what.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    study = fit(photos, tmp_path / "fit", SMALL, show=stop)
+    assert Run.open(study.final_path).evaluated_splits() == ("test", "validation")
+    assert study.trials()[1].reason == "stopped by a signal"
+    assert any(event["event"] == "ended" for event in study.events.read())
+
+
+def test_a_fit_that_was_killed_goes_on_and_its_clock_too(photos: Path, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(what: object) -> None:
+        if isinstance(what, Progress) and what.phase == "train" and what.step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(photos, tmp_path / "fit", SMALL, show=kill)
+    before = Study.open(tmp_path / "fit")
+    first_trial = before.trials()[0]
+    spent_s = max(float(event["spent_s"]) for event in before.events.read())
+    assert [trial.status for trial in before.trials()] == ["finished", "running"]
+    told: list[Any] = []
+    after = fit(photos, tmp_path / "fit", SMALL, show=told.append)
+    first = next(one for one in told if isinstance(one, Doing))
+    assert first.elapsed_s > spent_s - 0.01
+    assert first_trial == after.trials()[0]
+    assert noted(after).count("a head on kept features") == 1
+    assert after.trials()[1].status == "finished"
+
+
+def test_a_signal_before_there_is_an_answer_leaves_something_to_continue(
+    photos: Path, tmp_path: Path
+) -> None:
+    def stop(what: object) -> None:
+        if isinstance(what, Doing) and what.what == "a head on kept features":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as caught:
+        fit(photos, tmp_path / "fit", SMALL, show=stop)
+    assert caught.value.status == 128 + signal.SIGTERM
+    assert fit(photos, tmp_path / "fit", SMALL).final_path.exists()
+
+
+def test_too_short_a_time_says_what_is_needed(photos: Path, tmp_path: Path) -> None:
+    for name, settings in (("fit", SMALL), ("other", SCRATCH)):
+        with pytest.raises(UsageError, match="too short") as caught:
+            fit(photos, tmp_path / name, settings, minutes=0.01)
+        assert "--minutes" in caught.value.fix
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
+def test_no_time_at_all_is_refused(minutes: float, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="above zero"):
+        vidi.fit("digits", minutes=minutes, out=tmp_path / "fit")
+    assert not (tmp_path / "fit").exists()
+
+
+def test_a_length_of_training_is_not_for_the_user_to_set(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="by its minutes"):
+        fit("digits", tmp_path / "fit", {"train.epochs": 3})
