@@ -28,7 +28,7 @@ import torch
 
 import vidi
 from vidi.bundle import Bundle
-from vidi.export import _folded
+from vidi.export.graph import folded
 from vidi.predict.inputs import find
 from vidi.predictor import Predictor
 from vidi.predictor.trained import restored
@@ -104,7 +104,7 @@ def forward(run: Path, trained: Predictor, files: list[str]) -> None:
     nchw = np.moveaxis(pixels, 3, 1)
     _, _, classifier, _ = restored(Run.open(run))
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    folded = _folded(classifier).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    quick = folded(classifier).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     plain = torch.from_numpy(np.ascontiguousarray(nchw))
     last = plain.contiguous(memory_format=torch.channels_last)
 
@@ -119,8 +119,8 @@ def forward(run: Path, trained: Predictor, files: list[str]) -> None:
         "onnx": lambda: bundle.network(nchw, ("logits",)),
         "onnx-int8": lambda: eight.network(nchw, ("logits",)),
         "torch float32": torch_path(classifier, plain),
-        "torch float32, channels last, folded": torch_path(folded, last),
-        "torch bfloat16, channels last, folded": torch_path(folded, last, lowered=True),
+        "torch float32, channels last, folded": torch_path(quick, last),
+        "torch bfloat16, channels last, folded": torch_path(quick, last, lowered=True),
     }
     rates = median_rate(work, BATCH)
     for name, rate in rates.items():

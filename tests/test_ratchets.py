@@ -82,7 +82,7 @@ def test_imports_point_down(module: Path) -> None:
 
 
 # Taken by the functions of the same name: `from vidi import train` is the function.
-COMMANDS = {"train", "plan", "evaluate", "report", "export", "serve", "suspects"}
+COMMANDS = {"train", "plan", "evaluate", "report", "export", "serve", "suspects", "fit"}
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,10 @@ PUBLIC = {
     "evaluate": "(run: 'str | Path | Run', data: 'str | Path | None' = None, *, "
     "split: 'str | None' = None, model: 'Callable[..., nn.Module] | None' = None, "
     "tta: 'bool' = False, show: 'Callable[[Any], None] | None' = None) -> 'Evaluation'",
+    "fit": "(data: 'str | Path', config: 'Config | None' = None, *, minutes: 'float', "
+    "settings: 'Mapping[str, object] | None' = None, out: 'str | Path | None' = None, "
+    "to: 'str' = 'best', model: 'Callable[..., Any] | None' = None, show: 'Show | None' = None, "
+    "started_at: 'float | None' = None) -> 'Study'",
     "find_learning_rate": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, out: 'str | Path' = 'learning-rate.svg', "
     "show: 'Callable[[Any], None] | None' = None) -> 'RangeTest'",
@@ -179,6 +183,7 @@ def test_a_command_stays_a_function_after_its_module_was_imported() -> None:
 
 
 OPTIONS = {
+    "fit": {"--minutes", "--out", "--to", "--model", "--config", "--set", "--json"},
     "ablate": {
         "--factors",
         "--seeds",

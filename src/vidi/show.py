@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -116,9 +116,10 @@ class _Bar:
         self._validated_step = -1
 
     def show(self, what: str | Moment | Doing) -> None:
-        if not _is_moment(what):
+        if isinstance(what, str) or _is_doing(what):
             self._console.print(Text(shown(what if isinstance(what, str) else doing_line(what))))
             return
+        what = cast("Moment", what)
         if self._task is None:
             self._progress.start()
             self._task = self._progress.add_task("", total=what.last_step, numbers="")
@@ -152,9 +153,10 @@ class _Plain:
         self._validated_step = -1
 
     def show(self, what: str | Moment | Doing) -> None:
-        if not _is_moment(what):
+        if isinstance(what, str) or _is_doing(what):
             _line(what if isinstance(what, str) else doing_line(what))
             return
+        what = cast("Moment", what)
         for note in what.notes:
             _line(note)
         now = time.monotonic()
@@ -178,8 +180,9 @@ def doing_line(doing: Doing) -> str:
     )
 
 
-def _is_moment(what: str | Moment | Doing) -> TypeGuard[Moment]:
-    return hasattr(what, "phase")
+def _is_doing(what: Moment | Doing) -> TypeGuard[Doing]:
+    """Without importing the module that makes them, which imports torch."""
+    return hasattr(what, "why")
 
 
 _PHASES = {"train": "training  ", "validate": "validating", "save": "saving    "}

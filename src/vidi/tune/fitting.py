@@ -39,7 +39,7 @@ from vidi.study import Rung, Study, Trial, default_study_path
 from vidi.train.bank import Head, candidates_of, choose_head
 from vidi.train.deadline import Deadline
 from vidi.train.features import features, measured_rate, quick_copy
-from vidi.train.head import flips
+from vidi.train.head import begun_job, flips
 from vidi.train.loop import Progress, save
 from vidi.train.prepare import Extensions, Prepared, build_job, build_state
 from vidi.train.signals import Stop, watched
@@ -387,12 +387,15 @@ class _Fit:
             run = Run.create(path, texts=decisions(self.data, config, prepared))
             state = build_state(prepared.plan, prepared.model)
         plan = prepared.plan
-        if state.step == 0 and start_from is not None:
-            load_best(self.study.trial_run(start_from), prepared.model)
-            if state.average is not None:
-                state.average.reset(prepared.model)
+        if start_from is None:
+            job = begun_job(prepared, state, config, self.extensions, say=self.tell)
+        else:
+            job = build_job(plan, config, prepared.dataset, prepared.store, self.extensions)
+            if state.step == 0:
+                load_best(self.study.trial_run(start_from), prepared.model)
+                if state.average is not None:
+                    state.average.reset(prepared.model)
         counts = _counts(prepared)
-        job = build_job(plan, config, prepared.dataset, prepared.store, self.extensions)
         forward = self._forward(prepared)
         end_s = ending_s(counts, forward, export=self.export) + SPARE_S
         deadline = Deadline(
