@@ -191,7 +191,7 @@ class _Fit:
         """Raises what `fit` raises."""
         self._doing("looking at the images", "what they are decides how they are learnt")
         with Shared(self.data, self.config, self.extensions, say=self.tell) as shared:
-            choice = choose_model(self.config, shared.facts.dataset)
+            choice = choose_model(self.config, shared.facts)
             if choice.weights != "none":
                 self._from_pretrained(shared)
             else:
