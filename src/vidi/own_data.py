@@ -195,6 +195,7 @@ def decoded(
         progress=_said_now_and_then(say),
         place=plan.execution.store,
         build=plan.execution.build,
+        say=say,
     )
     if has_gaps(plan):
         # Which rows cannot be decoded shows on the way; the order must not depend on when.

@@ -6,9 +6,12 @@ import gzip
 import hashlib
 import http.server
 import io
+import os
+import shutil
 import struct
 import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -91,7 +94,9 @@ def idx_files(count: int = 40) -> dict[str, bytes]:
 
 def test_the_names_are_these() -> None:
     assert set(BUILT_IN) == {
-        "digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100", "svhn", "imagenette"
+        "digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100", "svhn", "imagenette",
+        "emnist-balanced", "emnist-byclass", "emnist-bymerge", "emnist-digits", "emnist-letters",
+        "emnist-mnist",
     }  # fmt: skip
     for known in builtin.BUILT_IN.values():
         for file in known.files:
@@ -126,6 +131,53 @@ def test_a_download_that_breaks_is_continued_by_the_same_command(
     assert not (cache / "datasets" / "mnist").exists()
     Server.breaks = False
     assert len(open_dataset("mnist")) == 60
+
+
+def emnist_archive(*, inner: str = "gzip") -> bytes:
+    """Two of the six sets, as they are published: one zip file of gzipped files."""
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for part, first, count in (("letters", 1, 26), ("digits", 0, 10)):
+            for split, n in (("train", 4 * count), ("test", count)):
+                images = rng.integers(0, 256, (n, 28, 28))
+                stem = f"{inner}/emnist-{part}-{split}"
+                archive.writestr(f"{stem}-images-idx3-ubyte.gz", idx(images))
+                labels = np.arange(n) % count + first
+                archive.writestr(f"{stem}-labels-idx1-ubyte.gz", idx(labels))
+            codes = range(65, 91) if part == "letters" else range(48, 58)
+            lines = "".join(f"{first + n} {code} {code + 32}\n" for n, code in enumerate(codes))
+            archive.writestr(f"{inner}/emnist-{part}-mapping.txt", lines)
+        archive.writestr(f"{inner}/../../outside.txt", b"x")
+    return buffer.getvalue()
+
+
+def test_the_sets_of_emnist_come_in_one_archive_and_have_names_of_characters(
+    server: str, monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
+) -> None:
+    serve(monkeypatch, server, "emnist-letters", {"gzip.zip": emnist_archive()})
+    dataset = open_dataset("emnist-letters")
+    assert dataset.name == "emnist-letters"
+    assert dataset.classes == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    assert dataset.num_expected("test") == 26
+    assert dataset.counts("test") == (1,) * 26
+    # The archive is fetched once for all six.
+    digits = open_dataset("emnist-digits")
+    assert digits.classes == tuple("0123456789")
+    assert Server.asked == ["/gzip.zip"]
+    assert sorted(each.name for each in (cache / "datasets").iterdir()) == ["emnist"]
+    assert not list(tmp_path.rglob("outside.txt"))
+
+
+def test_an_archive_of_emnist_that_is_none_is_refused(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content in (b"PK\3\4 and nothing else", emnist_archive(inner="other")):
+        serve(monkeypatch, server, "emnist-letters", {"gzip.zip": content})
+        with pytest.raises(DamagedError, match=r"cannot be unpacked|has no folder"):
+            open_dataset("emnist-letters")
+        for path in (Path(os.environ["VIDI_CACHE"]) / "datasets").glob("*"):
+            shutil.rmtree(path)
 
 
 def test_a_file_with_other_contents_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import vidi
 from vidi.config import DataConfig
 from vidi.data import Loader, PixelStore, open_dataset, open_store
 from vidi.errors import DataError, MismatchError
@@ -214,3 +216,61 @@ def test_pixels_that_are_in_memory_at_the_right_size_are_used_as_they_are(cache:
     assert first is not None
     assert np.shares_memory(store.images, first)
     assert not cache.exists()
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("stop_at", [0, 3, 8])
+def test_a_disk_that_fills_while_training_goes_on_costs_the_store_and_not_the_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    count = 0
+    write = os.pwrite
+
+    def full(descriptor: int, data: Any, offset: int) -> int:
+        nonlocal count
+        count += 1
+        if count > stop_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    said: list[str] = []
+    dataset = open_dataset(root, BAD)
+    store = open_store(dataset, CONTRACT, build="alongside", threads=1, say=said.append)
+    for _ in range(2):
+        store.finish()
+        pixels, good = store.take(np.arange(21))
+    store.close()
+    monkeypatch.undo()
+    whole = open_store(dataset, CONTRACT, place="memory")
+    assert (pixels == whole.images).all()
+    assert (good == whole.take(np.arange(21))[1]).all()
+    (line,) = said
+    assert "No space left on device" in line
+    assert "decoded again in every epoch" in line
+
+
+def test_a_run_ends_well_on_a_disk_that_filled(
+    tmp_path: Path, make_folder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "d", {"a": 40, "b": 40})
+
+    write = os.pwrite
+
+    def full(descriptor: int, data: Any, offset: int) -> int:
+        if len(data) < 700:
+            # A lock, not pixels.
+            return write(descriptor, data, offset)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    said: list[str] = []
+    settings = {
+        "train.epochs": 2, "model.name": "mlp", "machine.threads": 1, "data.build": "alongside"
+    }  # fmt: skip
+    run = vidi.train(
+        folder, settings=settings, out=tmp_path / "run", show=lambda line: said.append(str(line))
+    )
+    assert any("Disk quota exceeded" in line for line in said), said
+    assert len(run.read_predictions("test")["ids"]) == 16
+    assert not list((tmp_path / "cache" / "stores").glob("*/pixels"))

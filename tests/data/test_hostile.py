@@ -159,3 +159,49 @@ def test_cifar_files_of_any_bytes(tmp_path: Path, content: bytes, names: bytes) 
     except VidiError:
         return
     assert len(dataset) >= 2
+
+
+def parquet(*, holds_bytes: bool) -> bytes:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    images = [JPEG] * 12 if holds_bytes else [f"{number}.jpg" for number in range(12)]
+    table = pa.table({"image": images, "label": [number % 2 for number in range(12)]})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=5)
+    return buffer.getvalue()
+
+
+@BOUNDED
+@given(data=st.data(), holds_bytes=st.booleans())
+def test_a_parquet_file_of_any_bytes(
+    pictures: Path, data: st.DataObject, holds_bytes: bool
+) -> None:
+    content = data.draw(st.one_of(damaged(parquet(holds_bytes=holds_bytes)), st.binary()))
+    opens_or_is_refused(pictures / "t.parquet", "parquet", content)
+
+
+CELL = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.floats(), st.text(max_size=5),
+    st.binary(max_size=5), st.lists(st.integers(0, 3), max_size=2),
+)  # fmt: skip
+
+
+@BOUNDED
+@given(
+    images=st.lists(CELL, min_size=4, max_size=4),
+    labels=st.lists(CELL, min_size=4, max_size=4),
+    split=st.lists(st.one_of(st.none(), st.sampled_from(["train", "Test", "x"])), min_size=4,
+                   max_size=4),
+)  # fmt: skip
+def test_parquet_columns_of_any_kind(
+    pictures: Path, images: list[object], labels: list[object], split: list[object]
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    buffer = io.BytesIO()
+    try:
+        pq.write_table(pa.table({"image": images, "label": labels, "split": split}), buffer)
+    except (pa.ArrowException, TypeError, OverflowError):
+        # No column can hold such cells together.
+        return
+    opens_or_is_refused(pictures / "c.parquet", "parquet", buffer.getvalue())

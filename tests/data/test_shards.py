@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import io
 import json
 import tarfile
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -248,3 +250,136 @@ def test_a_store_is_built_from_shards(root: Path) -> None:
     assert store.unreadable == ()
     assert len(store) == 69
     assert open_dataset(root).source.known_digests() is not None
+
+
+# Over HTTP, and in a bucket -----------------------------------------------------------------------
+
+
+class Ranges(http.server.BaseHTTPRequestHandler):
+    """A file server that gives parts; `fails` of its answers break off, or are errors."""
+
+    protocol_version = "HTTP/1.1"
+    folder: ClassVar[Path]
+    asked: ClassVar[list[tuple[str, str]]] = []
+    fails: ClassVar[int] = 0
+
+    def do_HEAD(self) -> None:
+        self._answer(send=False)
+
+    def do_GET(self) -> None:
+        self._answer(send=True)
+
+    def _answer(self, *, send: bool) -> None:
+        asked = self.headers.get("Range", "")
+        Ranges.asked.append((self.path, asked))
+        path = Ranges.folder / self.path.lstrip("/")
+        if not path.is_file() or Ranges.fails > 0:
+            Ranges.fails -= 1
+            self.send_error(503 if path.is_file() else 404)
+            return
+        whole = path.read_bytes()
+        first, last = 0, len(whole) - 1
+        if asked:
+            begin, _, end = asked.removeprefix("bytes=").partition("-")
+            first, last = int(begin), min(int(end or last), last)
+        part = whole[first : last + 1]
+        self.send_response(206 if asked else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(part)))
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(whole)}")
+        self.end_headers()
+        if send:
+            self.wfile.write(part)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web(root: Path) -> Iterator[str]:
+    """The address of a server that has the shards."""
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("fsspec")
+    Ranges.folder, Ranges.asked, Ranges.fails = root, [], 0
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_shards_on_a_web_server_are_those_on_the_disk(root: Path, web: str) -> None:
+    (root / "classes.txt").write_text("rose\nlily\ntulip\n")
+    there = open_dataset(f"{web}/train-{{000000..000001}}.tar")
+    here = open_dataset(str(root / "train-{000000..000001}.tar"))
+    assert there.classes == here.classes == ("lily", "rose", "tulip")
+    assert rows_of(there) == rows_of(here)
+    store = open_store(there, PIXELS)
+    assert np.array_equal(store.images, open_store(here, PIXELS).images)
+
+
+def test_an_image_is_read_from_its_place_and_not_with_its_shard(root: Path, web: str) -> None:
+    dataset = open_dataset(f"{web}/train-000000.tar")
+    Ranges.asked.clear()
+    assert dataset.read(7) == jpeg(7)
+    ((path, part),) = Ranges.asked
+    begin, end = map(int, part.removeprefix("bytes=").split("-"))
+    assert path == "/train-000000.tar"
+    assert end - begin + 1 == len(jpeg(7)) < (root / "train-000000.tar").stat().st_size
+
+
+def test_a_web_server_that_fails_is_asked_again_and_then_said(root: Path, web: str) -> None:
+    dataset = open_dataset(f"{web}/train-000000.tar")
+    Ranges.fails = 2
+    assert dataset.read(3) == jpeg(3)
+    Ranges.fails = 99
+    with pytest.raises(UnreadableImage) as caught:
+        dataset.read(3)
+    assert caught.value.reason == "READ_ERROR"
+    Ranges.fails = 0
+    with pytest.raises(DataError, match=r"nothing\.tar cannot be read"):
+        open_dataset(f"{web}/nothing.tar")
+    assert root.is_dir()
+
+
+def test_shards_in_a_bucket_are_those_on_the_disk(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """s3:// goes to whatever fsspec has for it: here a store in memory that says what S3 says."""
+    registry = pytest.importorskip("fsspec.registry")
+    memory = pytest.importorskip("fsspec.implementations.memory")
+
+    class Bucket(memory.MemoryFileSystem):  # type: ignore[misc, name-defined]
+        protocol = "s3"
+        store: ClassVar[dict[str, Any]] = {}
+        pseudo_dirs: ClassVar[list[str]] = [""]
+        cachable = False
+
+        def info(self, path: str, **more: Any) -> dict[str, Any]:
+            known = super().info(path, **more)
+            return {**known, "ETag": f'"{known["size"]}"', "created": None}
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            stripped = str(path).removeprefix("s3://").strip("/")
+            return f"/{stripped}" if stripped else ""
+
+    monkeypatch.setitem(registry._registry, "s3", Bucket)
+    bucket = Bucket()
+    for path in root.iterdir():
+        bucket.pipe(f"/flowers/{path.name}", path.read_bytes())
+    for name in ("*.tar", "train-{000000..000001}.tar"):
+        there, here = open_dataset(f"s3://flowers/{name}"), open_dataset(str(root / name))
+        assert rows_of(there) == rows_of(here)
+
+
+PIXELS = PixelContract(
+    image_px=16,
+    store_px=16,
+    channels=3,
+    resize="crop",
+    interpolation="bilinear",
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+)

@@ -398,3 +398,19 @@ def test_pictures_that_do_not_fit_together_are_refused(tmp_path: Path, make_repo
     run.write_pictures("test", {"ids": data.pictures.ids})
     with pytest.raises(DamagedError, match="has no"):
         write(run)
+
+
+def test_averaged_views_stand_beside_the_plain_number_and_never_in_its_place(
+    tmp_path: Path, make_report: Any
+) -> None:
+    data = make_report()
+    judged = data.evaluation
+    averaged = judged.model_copy(update={"accuracy": 0.987, "split": judged.split})
+    run = made_run(tmp_path / "run", data)
+    plain = view_in(write(run).read_text(), "summary")["judged"]
+    run.write_evaluation(f"{judged.split}_tta", averaged.model_dump_json())
+    both = view_in(write(run).read_text(), "summary")["judged"]
+    assert both["accuracy"] == plain["accuracy"]
+    assert both["figures"][:-1] == plain["figures"]
+    assert both["figures"][-1]["label"] == "Averaged views"
+    assert both["figures"][-1]["value"] == 0.987

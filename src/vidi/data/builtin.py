@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import re
 import shutil
 import tarfile
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -61,6 +63,8 @@ class BuiltIn(NamedTuple):
     inside: tuple[str, ...]
     unpack: str
     open: Callable[[Path, DataConfig], Dataset]
+    # Where it is kept, if it is not called like the set: several sets may come in one archive.
+    kept: str = ""
 
 
 def _idx_files(root: str, *published: tuple[str, int, str]) -> tuple[Published, ...]:
@@ -97,6 +101,37 @@ def _open_imagenette(folder: Path, asked: DataConfig) -> Dataset:
     """Classes in the order of their WordNet numbers, by their English names."""
     dataset = open_folder(folder, asked)
     return replace(dataset, classes=tuple(_WORDS.get(name, name) for name in dataset.classes))
+
+
+def _open_emnist(part: str) -> Callable[[Path, DataConfig], Dataset]:
+    """One of the six sets of Cohen et al. 2017; its classes by the characters that they show."""
+
+    def open_(folder: Path, asked: DataConfig) -> Dataset:
+        stem = f"emnist-{part}-train-images-idx3-ubyte"
+        packed = folder / f"{stem}.gz"
+        dataset = open_idx(packed if packed.exists() else folder / stem, asked)
+        characters = _characters(folder / f"emnist-{part}-mapping.txt")
+        first = int(dataset.labels.min())
+        # Letters are counted from 1; a class 0 without images would be asked for in every report.
+        return replace(
+            dataset,
+            labels=dataset.labels - first,
+            classes=tuple(
+                characters.get(number, str(number)) for number in range(first, len(dataset.classes))
+            ),
+        )
+
+    return open_
+
+
+def _characters(path: Path) -> dict[int, str]:
+    """{label: character} from lines of a label and one or two codes; {} where there are none."""
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+        found = {int(line.split()[0]): chr(int(line.split()[1])) for line in lines if line.strip()}
+    except (OSError, ValueError, IndexError, OverflowError):
+        return {}
+    return found if len(set(found.values())) == len(found) else {}
 
 
 def _open_svhn(folder: Path, asked: DataConfig) -> Dataset:
@@ -162,6 +197,15 @@ BUILT_IN: Final[dict[str, BuiltIn]] = {
         ("kmnist", "KMNIST/raw", "KMNIST"), _IDX_INSIDE, "",
         _idx(("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")),
     ),
+    **{
+        f"emnist-{part}": BuiltIn(
+            (Published("https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip", 561753746, "fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e"),),  # noqa: E501
+            ("emnist", "EMNIST/raw/gzip", "EMNIST/raw", "EMNIST/gzip", "EMNIST", "gzip"),
+            (f"emnist-{part}-train-images-idx3-ubyte.gz", f"emnist-{part}-train-images-idx3-ubyte"),
+            "gzip", _open_emnist(part), "emnist",
+        )
+        for part in ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+    },
     "cifar10": BuiltIn(
         (Published("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", 170052171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),),  # noqa: E501
         ("cifar10", "cifar-10-batches-bin"), ("data_batch_1.bin",), "cifar-10-batches-bin",
@@ -191,7 +235,7 @@ BUILT_IN: Final[dict[str, BuiltIn]] = {
 def open_built_in(name: str, asked: DataConfig, *, say: Say | None = None) -> Dataset:
     """Raises UsageError, DamagedError, StorageError: it is not here and cannot be fetched."""
     known = BUILT_IN[name]
-    kept = cache_folder(asked.cache_dir) / "datasets" / name
+    kept = cache_folder(asked.cache_dir) / "datasets" / (known.kept or name)
     folder = found(known) or (kept if _holds(kept, known) else None)
     if folder is None:
         _fetch(name, known, kept, say or (lambda _: None))
@@ -281,6 +325,9 @@ def _appearing(path: Path) -> Iterator[Path]:
 
 def _unpack(archive: Path, inner: str, folder: Path) -> None:
     """The regular files below `inner`, into `folder`."""
+    if archive.suffix == ".zip":
+        _unpack_zip(archive, inner, folder)
+        return
     count = 0
     try:
         with tarfile.open(archive, "r:gz") as tar:
@@ -300,3 +347,24 @@ def _unpack(archive: Path, inner: str, folder: Path) -> None:
         raise DamagedError(f"{archive} cannot be unpacked: {error}", fix=_AGAIN) from error
     if not count:
         raise DamagedError(f"{archive} has no folder {inner}", fix=_AGAIN)
+
+
+def _unpack_zip(archive: Path, inner: str, folder: Path) -> None:
+    """`_unpack` for a zip file; only files that lie in `inner` itself."""
+    count = 0
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            for member in packed.infolist():
+                place, _, name = member.filename.rpartition("/")
+                if place != inner or member.is_dir() or not _PLAIN_NAME.fullmatch(name):
+                    continue
+                with packed.open(member) as source, (folder / name).open("xb") as file:
+                    shutil.copyfileobj(source, file)
+                count += 1
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise DamagedError(f"{archive} cannot be unpacked: {error}", fix=_AGAIN) from error
+    if not count:
+        raise DamagedError(f"{archive} has no folder {inner}", fix=_AGAIN)
+
+
+_PLAIN_NAME: Final = re.compile(r"\w[\w.-]*")

@@ -25,11 +25,13 @@ from vidi.data.cache import cache_trouble, checksum
 from vidi.data.dataset import Dataset, Indices, content_digest
 from vidi.data.in_time import Late, each_in_time
 from vidi.data.resample import fast_resize
-from vidi.errors import DataError, MismatchError, UnreadableImage
+from vidi.errors import DataError, MismatchError, StorageError, UnreadableImage
 from vidi.image import PixelContract, Pixels
 
 # One write and one checksum. Large enough for full disk speed, small enough for 8 in flight.
 BLOCK_BYTES: Final = 4 << 20
+# The disk gave up, as the system says it and as we do.
+_OF_DISK: Final = (OSError, StorageError)
 # What a builder beside a training gives way by, of the 19 steps of niceness.
 _NICENESS: Final = 10
 
@@ -219,13 +221,22 @@ class Built:
     """
 
     def __init__(
-        self, decoder: Decoder, folder: Path | None, seal: Seal, threads: int, *, beside: bool
+        self,
+        decoder: Decoder,
+        folder: Path | None,
+        seal: Seal,
+        threads: int,
+        *,
+        beside: bool,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """folder: where `pixels` is written, None for memory. beside: a training is going on."""
+        """folder: where `pixels` is written, None for memory. beside: a training is going on.
+        say: told, from a thread, where that training goes on without a store."""
         self._decoder = decoder
         self._folder = folder
         self._seal = seal
         self._beside = beside
+        self._say = say
         rows = len(decoder.dataset)
         self._shape = shape_of(rows, decoder.contract)
         self._row_bytes = int(np.prod(self._shape[1:]))
@@ -261,7 +272,7 @@ class Built:
         return self._decoder.unreadable
 
     def take(self, ids: Indices, out: Pixels) -> Mask:
-        if self._error is not None and not isinstance(self._error, OSError):
+        if self._error is not None and not (self._beside and isinstance(self._error, _OF_DISK)):
             raise self._error
         there = self._ready[ids]
         if there.all():
@@ -300,6 +311,9 @@ class Built:
                 break
         for thread in self._threads:
             thread.join()
+        if isinstance(self._error, _OF_DISK) and self._beside:
+            # Said when it happened: all rows are decoded when they are asked for.
+            return None
         if isinstance(self._error, OSError):
             raise cache_trouble(self._folder or Path(), self._error) from self._error
         if self._error is not None:
@@ -345,9 +359,14 @@ class Built:
         except BaseException as error:
             # Whoever takes rows or waits for them raises it.
             with self._changed:
+                first = self._error is None
                 self._error = self._error or error
                 self._stop.set()
                 self._changed.notify_all()
+            if first and self._beside and isinstance(error, _OF_DISK):
+                if isinstance(error, OSError):
+                    error = cache_trouble(self._folder or Path(), error)
+                self._say(f"{error.message}: images are decoded again in every epoch instead")
 
     def _claim(self) -> int | None:
         with self._changed:

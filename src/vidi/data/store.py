@@ -19,6 +19,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, final
@@ -188,13 +189,16 @@ def open_store(
     progress: Progress | None = None,
     place: Place = "disk",
     build: Build = "before",
+    say: Callable[[str], None] = lambda _: None,
 ) -> PixelStore:
     """The decoded pixels of every row, from the cache or decoded now.
 
     progress: called with (rows done, rows in all), from the calling thread.
     place: "disk" and "device" keep them in the cache, "memory" in this process alone, "stream"
         nowhere; what is in the cache already is used all the same.
-    build: "alongside" returns at once and decodes in the background.
+    build: "alongside" returns at once and decodes in the background. Where the disk gives up
+        then, rows are decoded whenever they are asked for, as by "stream".
+    say: told so, from another thread.
 
     Raises:
         DataError: more unreadable files than `dataset.max_unreadable_fraction`, or any at all
@@ -217,7 +221,9 @@ def open_store(
         elif place == "memory":
             rows = Built(decoder, None, no_seal, threads, beside=build == "alongside")
         else:
-            rows = _on_disk(decoder, folder / "stores", threads, beside=build == "alongside")
+            rows = _on_disk(
+                decoder, folder / "stores", threads, beside=build == "alongside", say=say
+            )
         store = PixelStore(None, contract, (), folder, rows=rows, count=len(dataset))
         if build == "before":
             try:
@@ -280,7 +286,9 @@ def _is_sound(pixels: Path, manifest: dict[str, Any], rows: int, contract: Pixel
 # Building -----------------------------------------------------------------------------------------
 
 
-def _on_disk(decoder: Decoder, stores: Path, threads: int, *, beside: bool) -> Built:
+def _on_disk(
+    decoder: Decoder, stores: Path, threads: int, *, beside: bool, say: Callable[[str], None]
+) -> Built:
     """Begin to build a store in `stores`; it gets its name when it is complete."""
     dataset, contract = decoder.dataset, decoder.contract
     size = int(np.prod(shape_of(len(dataset), contract)))
@@ -315,7 +323,7 @@ def _on_disk(decoder: Decoder, stores: Path, threads: int, *, beside: bool) -> B
         make_room(stores.parent, size)
         _check_space(stores, size)
         folder = Path(tempfile.mkdtemp(dir=stores, prefix=unfinished_name()))
-        return Built(decoder, folder, seal, threads, beside=beside)
+        return Built(decoder, folder, seal, threads, beside=beside, say=say)
     except OSError as error:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

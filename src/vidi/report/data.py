@@ -67,6 +67,8 @@ class ReportData:
     evaluation: Evaluation | None = None
     # The validation split's, where the page is about the test split.
     validation: Evaluation | None = None
+    # The same images by the average of several views of each, where somebody asked for it.
+    averaged: Evaluation | None = None
     predictions: Predictions | None = None
     # What was found on the images before training began: the JSON of an `Audit`.
     audit: Mapping[str, Any] | None = None
@@ -102,6 +104,7 @@ def load(run: Run) -> ReportData:
         timing=run.timing.read(),
         evaluation=None if split is None else judged[split],
         validation=judged.get("validation") if split == "test" else None,
+        averaged=judged.get(f"{split}_tta"),
         predictions=None if split is None else _predictions(run, split),
         pictures=None if split is None else _pictures(run, split),
         explained=None if split is None else _explained(run, split),

@@ -76,9 +76,24 @@ def _summary(data: ReportData) -> View:
                 f"On ever more images like these it would settle somewhere from "
                 f"{between(judged.accuracy_interval)}; such a range holds 19 times out of 20."
             ),
-            "figures": _figures(judged),
+            "figures": [*_figures(judged), *_averaged(data.averaged)],
         }
     return view
+
+
+def _averaged(averaged: Evaluation | None) -> list[View]:
+    """Beside the plain number, never in its place."""
+    if averaged is None:
+        return []
+    return [
+        {
+            "label": "Averaged views",
+            "value": _short(averaged.accuracy),
+            "interval": _ends(averaged.accuracy_interval),
+            "hint": "accuracy of the mean over several views of each image (--tta)",
+            "share": True,
+        }
+    ]
 
 
 def _figures(judged: Evaluation) -> list[View]:
