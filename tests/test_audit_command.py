@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +17,8 @@ from PIL import Image
 import vidi
 from vidi.cli import main
 from vidi.data import Audit
-from vidi.errors import DataError, UsageError
+from vidi.errors import DataError, UsageError, VidiError
+from vidi.storage import LocalDisk
 
 
 @pytest.fixture(autouse=True)
@@ -187,3 +188,54 @@ def test_a_one_class_config_is_an_error_of_data(tmp_path: Path) -> None:
     draw(tmp_path / "d" / "only" / "0.jpg", 0)
     with pytest.raises(DataError, match="only one class"):
         vidi.audit(tmp_path / "d")
+
+
+def test_a_page_is_old_or_new_and_never_half(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L8: killed at every operation on the disk while the page is written."""
+
+    class Killed(BaseException):
+        pass
+
+    out = tmp_path / "out"
+    vidi.audit(photos, out=out)
+    names = ("audit.json", "audit.html")
+    old = {name: (out / name).read_bytes() for name in names}
+    draw(photos / "train" / "a" / "one more.jpg", 4711)
+    left = 0
+
+    def counted(operation: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return operation(*arguments)
+
+        return run
+
+    for name in ("create", "write", "fsync", "close", "rename", "fsync_dir"):
+        monkeypatch.setattr(LocalDisk, name, counted(getattr(LocalDisk, name)))
+    for allowed in range(100):
+        left = allowed
+        try:
+            vidi.audit(photos, out=out)
+        except Killed:
+            for name in names:
+                now = (out / name).read_bytes()
+                assert len(now) > 0.9 * len(old[name])
+                assert name != "audit.json" or Audit.from_json(now.decode())
+                assert name != "audit.html" or now.rstrip().endswith(b"</html>")
+        else:
+            break
+    assert 4 < allowed < 99
+    assert Audit.from_json((out / "audit.json").read_text()).num_found == 63
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/proc/self/fd", "/sys/kernel"])
+def test_what_is_no_folder_of_anything_is_refused_in_words(place: str) -> None:
+    if not Path(place).exists():
+        pytest.skip("not on this system")
+    with pytest.raises(VidiError):
+        vidi.audit(place)

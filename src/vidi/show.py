@@ -326,8 +326,8 @@ def audit_tables(audit: Audit) -> None:
     counted = ", ".join(f"{sum(n):,} {split}" for split, n in audit.counts.items() if sum(n))
     _say(
         console,
-        f"{audit.name}: {audit.num_used:,} of {audit.num_found:,} files used "
-        f"({counted}) of {len(audit.classes):,} classes; {audit.split_rule}",
+        f"{audit.name}: {counted} images of {len(audit.classes):,} classes "
+        f"({audit.split_rule}); {audit.num_used:,} of {audit.num_found:,} files are used",
     )
     for what, reasons in (("left out", audit.quarantined), ("ignored", audit.ignored)):
         if reasons:
@@ -433,6 +433,7 @@ def cache_table(folder: Path, stores: Sequence[CachedStore]) -> None:
     for heading in ("images", "pixels", "GB", "last used"):
         table.add_column(heading, justify="right")
     table.add_column("")
+    table.add_column("folder", overflow="fold")
     now = time.time()
     for store in stores:
         side = f"{store.store_px} x {store.store_px} x {store.channels}" if store.rows else ""
@@ -443,6 +444,7 @@ def cache_table(folder: Path, stores: Sequence[CachedStore]) -> None:
             f"{store.num_bytes / 1e9:.3f}",
             ago(now - store.used_at),
             "" if store.state == "usable" else store.state,
+            Text(shown(str(store.path))),
         )
     console.print(table)
 

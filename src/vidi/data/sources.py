@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -60,7 +61,15 @@ def open_dataset(
     except OSError as error:
         raise UsageError(f"cannot look at {source}: {error.strerror}") from error
     if there:
-        return FORMATS[_format_of(path, asked.format)](path, asked)
+        try:
+            return FORMATS[_format_of(path, asked.format)](path, asked)
+        except OSError as error:
+            # Folders that change while they are looked at, and those that are no real ones.
+            where = f" at {os.fsdecode(error.filename)}" if error.filename else ""
+            raise UsageError(
+                f"cannot read {source}: {error.strerror or error}{where}",
+                fix="see that it is there, that you may read it, and that nobody is changing it",
+            ) from error
     if text == "digits":
         return open_digits(asked)
     if text in builtin.BUILT_IN:
@@ -99,6 +108,11 @@ def _format_of(path: Path, asked: str | None) -> str:
             f"{path} is a file of a kind that is not recognised",
             fix="give a folder with one sub-folder of images for each class, or a table of paths "
             "and labels (.csv, .tsv, .jsonl, .parquet)",
+        )
+    if not path.is_dir():
+        raise UsageError(
+            f"{path} is neither a file nor a folder",
+            fix="give a folder with one sub-folder of images for each class",
         )
     if image_files(path):
         return "idx"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from vidi.data import (
     open_dataset,
 )
 from vidi.errors import ConfigError, MismatchError, UsageError, nearest
-from vidi.facts import Facts, Measurements, Split
+from vidi.facts import DatasetFacts, Facts, Measurements, Split
 from vidi.memory import Limit
 from vidi.model import Classifier
 from vidi.own_data import Say, decoded, has_gaps
@@ -199,6 +200,7 @@ def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
     dataset = open_dataset(data, config.data, say=say)
     free = free_bytes(cache_folder(config.data.cache_dir))
     facts = Facts(dataset=dataset.facts(), machine=machine, cache_free_bytes=free)
+    counted = _counted(facts.dataset)
     for line in _described(dataset):
         say(line)
     choice = choose_model(config, facts)
@@ -212,6 +214,10 @@ def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
         dataset, found = audit_store(dataset, store)
         say_findings(found, say)
     facts = facts.model_copy(update={"dataset": _with_symmetry(dataset, store, config.train.seed)})
+    if (now := _counted(facts.dataset)) != counted:
+        say(f"used: {now}")
+    if dataset.quarantined or dataset.ignored:
+        say(f"every file that is not used, with its reason: vidi audit {shlex.quote(str(data))}")
     return Looked(dataset, store, facts, make(config, facts), found)
 
 
@@ -457,15 +463,15 @@ def _with_symmetry(dataset: Dataset, store: PixelStore, seed: int) -> Any:
     )
 
 
+def _counted(facts: DatasetFacts) -> str:
+    parts = [f"{facts.num_images(split):,} {split}" for split in facts.counts]
+    return f"{', '.join(parts)} images of {facts.num_classes} classes ({facts.split_rule})"
+
+
 def _described(dataset: Dataset) -> list[str]:
     """What was found: counts, the owner's notes, and what is not used."""
     facts = dataset.facts()
-    parts = [f"{facts.num_images(split):,} {split}" for split in facts.counts]
-    lines = [
-        f"{facts.name}: {', '.join(parts)} images of {facts.num_classes} classes "
-        f"({facts.split_rule})",
-        *dataset.notes,
-    ]
+    lines = [f"{facts.name}: {_counted(facts)}", *dataset.notes]
     for what, reasons in (("left out", facts.quarantined), ("ignored", facts.ignored)):
         if reasons:
             counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
