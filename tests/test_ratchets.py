@@ -23,7 +23,17 @@ SOURCE = ROOT / "src" / "vidi"
 # The rows of ARCHITECTURE.md, lowest first. A module imports only from rows below its own.
 ROWS = (
     ("errors",),
-    ("config", "facts", "schedule", "image", "metrics", "space", "storage", "augment_settings"),
+    (
+        "config",
+        "facts",
+        "schedule",
+        "image",
+        "metrics",
+        "space",
+        "storage",
+        "augment_settings",
+        "malloc",
+    ),
     ("plan", "label_errors"),
     ("run", "zoo", "batch", "bundle", "finite", "energy", "download"),
     ("weights", "loss", "comparing", "study"),

@@ -667,9 +667,11 @@ def predict(
 
     A file that cannot be read has a row that says why, and the exit code is then 3.
     """
+    from vidi.malloc import keep_memory
     from vidi.predict import Counts, columns_of, format_of, rows_of, write_rows
     from vidi.predictor import load
 
+    keep_memory(block_bytes=32 << 20)
     predictor = load(model, model=_own(own_model), calibrated=calibrated, trusted=trusted, tta=tta)
     predictor = _abstaining(predictor, abstain_below, precision)
     for note in predictor.notes:

@@ -1,7 +1,8 @@
 """Measures what no rule of thumb predicts: this model, on these images, on this machine."""
 
+from vidi.malloc import keep_memory
 from vidi.probe.kept import keep, key_of, recalled
-from vidi.probe.machine import configure, counted, keep_memory, machine
+from vidi.probe.machine import configure, counted, machine
 from vidi.probe.rate import RangeTest, picture, range_test
 from vidi.probe.speed import Candidate, Space, measure, space
 

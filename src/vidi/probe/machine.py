@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import shutil
-import sys
 from pathlib import Path
 
 import torch
 
 from vidi.facts import Accelerator, Machine
+from vidi.malloc import keep_memory
 from vidi.plan import ExecutionPlan
-
-# Numbers of glibc's mallopt(3).
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
 
 
 def machine() -> Machine:
@@ -60,26 +55,6 @@ def configure(execution: ExecutionPlan) -> None:
         torch.use_deterministic_algorithms(execution.deterministic)
         # Trying algorithms takes the fastest, which may be another one the next time.
         torch.backends.cudnn.benchmark = not execution.deterministic
-
-
-def keep_memory(on: bool = True) -> bool:
-    """Tell glibc to keep what a step frees; it would hand large blocks back and take them anew.
-
-    On a processor the page faults of that take half of the time of a training step
-    (docs/measurements.md). Returns whether the C library took the setting; others than glibc have
-    no such habit. `on` = False goes back to its habit.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    # The largest value that glibc takes for the mmap threshold is 32 MiB on 64 bits when it
-    # adapts by itself, but an explicit one may be as large as a C int.
-    largest = 2**31 - 1
-    mmap, trim = (2**30, largest) if on else (128 << 10, 128 << 10)
-    return bool(mallopt(_M_MMAP_THRESHOLD, mmap)) and bool(mallopt(_M_TRIM_THRESHOLD, trim))
 
 
 def _accelerators() -> tuple[Accelerator, ...]:

@@ -16,8 +16,8 @@ from torch import nn
 from vidi import memory
 from vidi.batch import Batch
 from vidi.facts import Machine, Measurements, Precision, StepTiming
+from vidi.malloc import keep_memory
 from vidi.memory import is_out_of_memory
-from vidi.probe.machine import keep_memory
 from vidi.step import StepSettings, autocast, train_step
 
 # A candidate's loss after the warm-up may differ from float32's by this share. Rounding of

@@ -13,9 +13,12 @@ from typing import BinaryIO
 
 from vidi.errors import UnreadableImage
 from vidi.image import PixelContract, center_crop, prepare
+from vidi.malloc import keep_memory
 
 # Address space. The largest image that is accepted takes 270 MB as RGB, and Pillow needs it twice.
 MEMORY_BYTES = 4 << 30
+# Blocks up to here stay with the process: what a photo takes, not what the largest picture takes.
+_KEPT_BYTES = 32 << 20
 PIXELS = b"P"
 ERROR = b"E"
 
@@ -29,6 +32,7 @@ def main() -> None:
         (resource.RLIMIT_FSIZE, 0),
     ):
         resource.setrlimit(kind, (limit, limit))
+    keep_memory(block_bytes=_KEPT_BYTES)
     source, target = sys.stdin.buffer, sys.stdout.buffer
     while header := source.read(4):
         data = source.read(int.from_bytes(header, "little"))

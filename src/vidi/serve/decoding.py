@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import queue
@@ -20,6 +21,7 @@ from vidi.image import PixelContract, Pixels
 from vidi.serve.child import ERROR, PIXELS
 
 _CHUNK: Final = 1 << 16
+_PIPE_BYTES: Final = 1 << 20
 
 # Not `-m`: the package imports that module itself, about which `-m` warns on the user's screen.
 _PROGRAM = "from vidi.serve.child import main; main()"
@@ -53,6 +55,10 @@ class Decoders:
         assert child.stdin is not None
         # So that a child that reads nothing cannot hold a thread.
         os.set_blocking(child.stdin.fileno(), False)
+        # A whole photo at once, and its pixels: every refill of 64 kB wakes the other side.
+        for pipe in (child.stdin, child.stdout):
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         return child
 
     def decode(self, data: bytes) -> Pixels:

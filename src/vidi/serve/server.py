@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vidi.errors import InUseError, MissingExtra, UsageError
+from vidi.malloc import keep_memory
 from vidi.predictor import Predictor, load
 from vidi.serve.app import App
 from vidi.serve.decoding import Decoders
@@ -30,6 +31,8 @@ from vidi.storage import shown
 # Between "not ready" and the end of listening: who balances load looks about once a second.
 _DRAIN_S: Final = 1.0
 _SHORTEST_TOKEN: Final = 16
+# Blocks up to here stay with the process: a batch, not the largest body.
+_KEPT_BYTES: Final = 16 << 20
 _TOKEN_VARIABLE: Final = "VIDI_TOKEN"
 
 
@@ -71,6 +74,7 @@ def serve(
         MissingExtra: uvicorn is not installed.
     """
     place, limits = place or Place(), limits or Limits()
+    keep_memory(block_bytes=_KEPT_BYTES)
     predictor = model if isinstance(model, Predictor) else load(model)
     uvicorn, protocol = _uvicorn(limits)
     token = read_token(place.token_file)
