@@ -134,6 +134,7 @@ def test_the_interval_of_a_proportion_is_scipys(n: int, data: st.DataObject) -> 
     assert 0 <= low <= successes / n <= high <= 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemars_test_is_the_exact_binomial_one(only_a: int, only_b: int) -> None:
     n = only_a + only_b + 40

@@ -583,7 +583,9 @@ def suspects(
     ],
     csv: Annotated[
         Path | None,
-        typer.Option("--csv", metavar="FILE", help="Write a table to correct.", show_default=False),
+        typer.Option(
+            "--csv", metavar="FILE", help="A table of all images to correct.", show_default=False
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -593,12 +595,12 @@ def suspects(
 ) -> None:
     """List held-out images whose label is doubtful, the most doubtful first."""
     from vidi import storage
-    from vidi import suspects as find_suspects
-    from vidi.suspects import csv_of
+    from vidi.suspects import csv_of, doubts_of
 
-    found = find_suspects(*runs, data=data)
+    doubts = doubts_of(*runs, data=data)
+    found = doubts.images
     if csv is not None:
-        table = csv_of(found, csv.parent)
+        table = csv_of(doubts, csv.parent)
         storage.write_file(csv, table.encode("utf-8", "surrogateescape"))
     if as_json:
         _print_json([dataclasses.asdict(each) for each in found])
@@ -610,7 +612,9 @@ def suspects(
             f"{each.probability_of_suggested:.1%}"
         )
     if csv is not None:
-        typer.echo(f"{len(found):,} doubtful labels: {csv}")
+        where = _printable(str(csv))
+        typer.echo(f"{len(found):,} doubtful labels, the first rows of {where}")
+        typer.echo(f"correct their column label, then: vidi train {where}")
 
 
 @app.command()

@@ -17,7 +17,7 @@ from vidi.metrics import Predictions
 from vidi.own_data import own_dataset, where_trained
 from vidi.run import Run
 
-__all__ = ["Doubt", "csv_of", "suspects"]
+__all__ = ["Doubt", "Doubts", "csv_of", "doubts_of", "suspects"]
 
 _HELD_OUT = ("validation", "test")
 
@@ -35,6 +35,17 @@ class Doubt:
     probability_of_suggested: float
 
 
+@dataclass(frozen=True, slots=True)
+class Doubts:
+    """The doubtful images of `dataset`, whose names lie below `root`."""
+
+    dataset: Dataset
+    root: str
+    images: tuple[Doubt, ...]
+    # Their places in the dataset.
+    ids: tuple[int, ...]
+
+
 def suspects(*runs: str | Path | Run, data: str | Path | None = None) -> tuple[Doubt, ...]:
     """The images whose label is doubtful, the most doubtful first.
 
@@ -46,6 +57,11 @@ def suspects(*runs: str | Path | Run, data: str | Path | None = None) -> tuple[D
         UsageError: no run, or none that was judged.
         MismatchError: the data changed since, or the runs have other classes.
     """
+    return doubts_of(*runs, data=data).images
+
+
+def doubts_of(*runs: str | Path | Run, data: str | Path | None = None) -> Doubts:
+    """`suspects` with the data that they are of; raises the same."""
     opened = [run if isinstance(run, Run) else Run.open(Path(run)) for run in runs]
     if not opened:
         raise UsageError("no run was named")
@@ -66,7 +82,8 @@ def suspects(*runs: str | Path | Run, data: str | Path | None = None) -> tuple[D
         raise UsageError("none of these runs was judged", fix="vidi evaluate RUN")
     source = str(data) if data is not None else where_trained(opened[0])
     root = source if Path(source).is_dir() else os.path.dirname(source)  # noqa: PTH120
-    return tuple(
+    found = label_suspects(averaged(parts))
+    images = tuple(
         Doubt(
             root=root,
             file=dataset.name_of(each.id),
@@ -76,8 +93,9 @@ def suspects(*runs: str | Path | Run, data: str | Path | None = None) -> tuple[D
             probability_of_label=each.probability_of_label,
             probability_of_suggested=each.probability_of_suggested,
         )
-        for each in label_suspects(averaged(parts))
+        for each in found
     )
+    return Doubts(dataset, root, images, tuple(each.id for each in found))
 
 
 def _check_same_rows(other: Dataset, dataset: Dataset, run: Run) -> None:
@@ -88,27 +106,32 @@ def _check_same_rows(other: Dataset, dataset: Dataset, run: Run) -> None:
         )
 
 
-def csv_of(doubts: tuple[Doubt, ...], folder: Path) -> str:
-    """A table to correct: `image` from `folder` on, `label` as it is, `suggested`, and how sure.
+def csv_of(found: Doubts, folder: Path) -> str:
+    """All images as a table that lies in `folder`, the doubtful ones first.
 
-    Write the right class into `label` and leave out the other columns, or keep them: `vidi train`
-    reads the first two. Labels are written exactly, a table that is read by a program.
+    Write the right class into `label` of the first rows, those with a suggestion, and train on the
+    table: it names every image, and its split, so that runs before and after are compared on the
+    same images. Names are written exactly, as a program reads them.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["image", "label", "suggested", "probability_of_label", "probability_of_suggested", "split"]
     )
-    for each in doubts:
-        place = os.path.relpath(Path(each.root) / each.file, folder)
+
+    def place(file: str) -> str:
+        return os.path.relpath(Path(found.root) / file, folder)
+
+    for each in found.images:
+        shares = (each.probability_of_label, each.probability_of_suggested)
         writer.writerow(
-            [
-                place,
-                each.label,
-                each.suggested,
-                f"{each.probability_of_label:.4g}",
-                f"{each.probability_of_suggested:.4g}",
-                each.split,
-            ]
-        )
+            [place(each.file), each.label, each.suggested, *(f"{share:.4g}" for share in shares),
+             each.split]
+        )  # fmt: skip
+    dataset, doubtful = found.dataset, set(found.ids)
+    for split in SPLITS:
+        for index in dataset.indices(split).tolist():
+            if index not in doubtful:
+                label = dataset.classes[int(dataset.labels[index])]
+                writer.writerow([place(dataset.name_of(index)), label, "", "", "", split])
     return text.getvalue()

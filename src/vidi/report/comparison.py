@@ -35,7 +35,8 @@ def _pair(name: str, pair: Comparison, first: Evaluation, other: Evaluation) -> 
     return {
         "run": name,
         "verdict": pair.verdict,
-        "sentence": pair.sentence,
+        # The page says the verdict above it.
+        "sentence": pair.sentence.removeprefix(f"{pair.verdict}: "),
         "difference": pair.difference,
         "interval": list(pair.difference_interval),
         "accuracy_a": pair.accuracy_a,

@@ -53,6 +53,7 @@ class Decoders:
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
         assert child.stdin is not None
+        assert child.stdout is not None
         # So that a child that reads nothing cannot hold a thread.
         os.set_blocking(child.stdin.fileno(), False)
         # A whole photo at once, and its pixels: every refill of 64 kB wakes the other side.

@@ -49,8 +49,8 @@ function renderPairs(root, view) {
       columns: [
         { title: "Class", value: (row) => row.name, cell: (row) => row.name },
         { title: "Images", numeric: true, value: (row) => row.n, cell: (row) => whole(row.n) },
-        { title: "Found before", numeric: true, value: (row) => row.a, cell: (row) => percent(row.a) },
-        { title: "Difference", numeric: true, value: (row) => row.b - row.a, cell: (row) => points(row.b - row.a) },
+        { title: "Before", numeric: true, value: (row) => row.a, cell: (row) => percent(row.a) },
+        { title: "Points", numeric: true, value: (row) => row.b - row.a, cell: (row) => points(row.b - row.a) },
       ],
     }))));
 }
