@@ -114,7 +114,7 @@ def test_a_wrong_label_is_found_and_its_table_can_be_trained_on(
         name: sum(count)
         for name, count in json.loads(Run.open(first).text("facts"))["dataset"]["counts"].items()
     }
-    assert [sum(of_class) for of_class in zip(*facts["counts"].values(), strict=True)] == [35, 45]
+    assert [sum(of_class) for of_class in zip(*facts["counts"].values(), strict=True)] == [40, 40]
     assert json.loads(again.read_evaluation("test"))["accuracy"] == 1.0
     listed = json.loads(command("suspects", first, "--json"))
     assert [each["file"] for each in listed] == [doubt.file for doubt in vidi.suspects(first)]

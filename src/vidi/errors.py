@@ -52,6 +52,11 @@ class UnreadableImage(DataError):
         super().__init__(message, fix=fix)
         self.reason = reason
 
+    @property
+    def sentence(self) -> str:
+        """What is wrong and the way out, in one line."""
+        return f"{self.message}: {self.fix}" if self.fix else self.message
+
 
 class DamagedError(VidiError):
     """Files of ours that are damaged, or were written by an incompatible version."""

@@ -270,3 +270,36 @@ def test_a_result_that_is_replaced_is_the_old_or_the_new_one_after_any_power_los
             break
     assert seen == {"old", "new"}
     assert stop_after >= 5
+
+
+def test_a_power_loss_while_a_report_is_written_leaves_the_old_page_or_the_new_one(
+    tmp_path: Path,
+    crash_disk: type[CrashDisk],
+    failing_disk: type[FailingDisk],
+    power_lost: type[PowerLost],
+    losses: Losses,
+) -> None:
+    """FAULTS.md L8."""
+    base = tmp_path / "base"
+    start(base, failing_disk())
+    old, new = "<p>old</p>" * 50, "<p>new</p>" * 70
+    Run.open(base).write_report(old)
+    whole = tmp_path / "whole"
+    shutil.copytree(base, whole)
+    counted = crash_disk(whole)
+    Run.open(whole, disk=counted).write_report(new)
+    found = set()
+    for stop_after in range(len(counted.operations)):
+        place = tmp_path / f"dying{stop_after}"
+        shutil.copytree(base, place)
+        disk = crash_disk(place, stop_after=stop_after)
+        with pytest.raises(power_lost):
+            Run.open(place, disk=disk).write_report(new)
+        for number, (data, names) in enumerate(losses):
+            left = tmp_path / f"left{stop_after}-{number}"
+            disk.leave(left, data, names)
+            page = (left / "report.html").read_text()
+            assert page in (old, new), (counted.operations[:stop_after], data, names)
+            found.add(page)
+            shutil.rmtree(left)
+    assert found == {old, new}

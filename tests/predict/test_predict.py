@@ -7,8 +7,10 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from pyarrow import parquet
 
 import vidi
+from vidi import storage
 from vidi.cli import main
 from vidi.predict import find
 
@@ -245,3 +248,35 @@ def test_memory_does_not_grow_with_the_number_of_files(shipped: Any, tmp_path: P
         )  # fmt: skip
         peaks.append(int(done.stdout.splitlines()[-1]) / 1024)
     assert peaks[1] - peaks[0] < 16, peaks
+
+
+def test_names_of_files_and_classes_cannot_speak_to_the_terminal(
+    predict: Any, shipped: Any, tmp_path: Path
+) -> None:
+    """FAULTS.md L6."""
+    bundle = shutil.copytree(shipped.onnx, tmp_path / "bundle")
+    about = json.loads((bundle / "bundle.json").read_text())
+    about["classes"] = [f"\x1b[3{number}m" for number in range(3)]
+    model = (bundle / "model.onnx").read_bytes()
+    shutil.rmtree(bundle)
+    storage.write_folder(bundle, {"model.onnx": model, "bundle.json": json.dumps(about).encode()})
+    hostile = tmp_path / "red\x1b[31m.jpg"
+    shutil.copy(shipped.files()[0], hostile)
+    (tmp_path / "bad\x1b[2J.jpg").write_bytes(b"no image")
+    done = predict(bundle, hostile, tmp_path / "bad\x1b[2J.jpg")
+    assert done.status == 3
+    assert "red\\x1b[31m.jpg" in done.out
+    assert "bad\\x1b[2J.jpg" in done.out + done.err
+    assert "\x1b" not in done.out + done.err
+
+
+def test_what_is_too_large_says_the_way_out(predict: Any, shipped: Any, tmp_path: Path) -> None:
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    ]
+    (tmp_path / "wall.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    (row,) = predict(shipped.onnx, tmp_path / "wall.png", "--json").rows
+    assert row["error"] == "TOO_LARGE"
+    assert "scale it down" in row["message"]

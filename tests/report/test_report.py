@@ -192,9 +192,32 @@ def test_the_first_screen_answers_the_four_questions(make_report: Any) -> None:
     assert "19 times out of 20" in judged["sentence"]
     assert summary["findings"]
     assert summary["steps"][0]["title"].startswith("Look at the")
-    assert summary["steps"][-1]["command"] == "vidi predict RUN photo.jpg" or len(
-        summary["steps"]
-    ) == 4  # fmt: skip
+    good = views_of(make_report(skill=9.0, n=3000))["summary"]
+    assert good["steps"][-1]["command"] == "vidi predict 2026-11-22_animals_a1b2 photo.jpg"
+
+
+def test_the_thresholds_are_those_of_predict_found_on_validation_and_checked_here(
+    make_report: Any,
+) -> None:
+    labels = np.arange(200) % 2
+    sure = np.linspace(0.5, 0.99, 200, dtype=np.float32)
+    wrong = sure < 0.7
+    of_label = np.where(wrong, 1 - sure, sure)
+    shares = np.where(
+        np.arange(2)[None] == labels[:, None], of_label[:, None], 1 - of_label[:, None]
+    )
+    validation = Predictions(np.arange(200), labels, shares.astype(np.float32))
+    found = metrics.threshold_for(validation, 0.99)
+    assert found.threshold == pytest.approx(0.7, abs=0.01)
+    data = make_report(thresholds=(found,), skill=2.0)
+    (point,) = views_of(data)["trust"]["thresholds"]
+    assert point["threshold"] == pytest.approx(found.threshold, abs=1e-4)
+    assert point["coverage"] == pytest.approx(found.coverage, abs=1e-4)
+    said = data.predictions
+    answered = said.probabilities.max(axis=1) >= found.threshold
+    right = said.probabilities.argmax(axis=1)[answered] == said.labels[answered]
+    assert point["here"]["coverage"] == pytest.approx(answered.mean(), abs=1e-4)
+    assert point["here"]["accuracy"] == pytest.approx(right.mean(), abs=1e-4)
 
 
 def findings_of(data: Any) -> dict[str, str]:

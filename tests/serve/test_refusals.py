@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import io
+import os
 import random
 import shutil
 import signal
@@ -592,8 +593,9 @@ def test_k20_a_log_that_cannot_be_written_stops_nothing(shipped: Any, start: Any
 
 
 @pytest.mark.slow
-def test_k22_fifty_thousand_requests_leave_no_trace(shipped: Any, start: Any) -> None:
-    """Memory grows by less than 1 MB in 10,000 requests."""
+def test_k22_tens_of_thousands_of_requests_leave_no_trace(shipped: Any, start: Any) -> None:
+    """Memory grows by less than 1 MB in 10,000 requests; `make soak` asks all 50,000."""
+    count = int(os.environ.get("VIDI_REQUESTS", "20000"))
     server = start(shipped.onnx)
     data = shipped.files()[0].read_bytes()
     head = head_of(server, "Content-Type: image/jpeg", f"Content-Length: {len(data)}")
@@ -611,8 +613,8 @@ def test_k22_fifty_thousand_requests_leave_no_trace(shipped: Any, start: Any) ->
     memory = []
     with concurrent.futures.ThreadPoolExecutor(8) as clients:
         for _ in range(10):
-            list(clients.map(send, [625] * 8))
+            list(clients.map(send, [count // 80] * 8))
             memory.append(server.memory_mb())
-    slope = float(np.polyfit(np.arange(2, 10) * 0.5, memory[2:], 1)[0])
+    slope = float(np.polyfit(np.arange(2, 10) * count / 1e5, memory[2:], 1)[0])
     assert slope < 1.0, memory
     assert server.process.poll() is None

@@ -78,7 +78,11 @@ def _opened(path: bytes) -> Iterator[tuple[int, int]]:
 def _read_once(path: bytes) -> bytes:
     with _opened(path) as (descriptor, size):
         if size > MAX_FILE_BYTES:
-            raise UnreadableImage(f"{size:,} bytes", reason="TOO_LARGE")
+            raise UnreadableImage(
+                f"{size:,} bytes, more than {MAX_FILE_BYTES:,}",
+                reason="TOO_LARGE",
+                fix="scale it down",
+            )
         data = os.read(descriptor, size + 1)
         while part := os.read(descriptor, 1 << 20) if len(data) <= MAX_FILE_BYTES else b"":
             data += part

@@ -409,7 +409,9 @@ def _open_by_pillow(data: bytes, name: str, contract: PixelContract, *before: No
     except UnreadableImage:
         raise
     except MemoryError as error:
-        raise UnreadableImage("it does not fit in memory", reason="TOO_LARGE") from error
+        raise UnreadableImage(
+            "it does not fit in memory", reason="TOO_LARGE", fix="scale it down"
+        ) from error
     # Pillow's readers raise whatever the format's parser tripped over: OSError, SyntaxError,
     # struct.error, IndexError, zlib.error, OverflowError, ... There is no common base below this.
     except Exception as error:

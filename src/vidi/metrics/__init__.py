@@ -19,7 +19,7 @@ from vidi.metrics.scores import (
     quick_scores,
     top_k_accuracy,
 )
-from vidi.metrics.trust import fit_temperature, threshold_for
+from vidi.metrics.trust import PRECISIONS, fit_temperature, threshold_for
 from vidi.metrics.values import (
     Calibration,
     CalibrationBin,
@@ -36,6 +36,7 @@ from vidi.metrics.values import (
 )
 
 __all__ = [
+    "PRECISIONS",
     "Calibration",
     "CalibrationBin",
     "ClassCurve",

@@ -18,6 +18,8 @@ from vidi.metrics.values import Calibration, CalibrationBin, CoveragePoint, Temp
 
 BINS: Final = 15
 _COVERAGE_POINTS: Final = 50
+# What people ask for: nine in ten right, 19 in 20, ...
+PRECISIONS: Final = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
 def fit_temperature(predictions: Predictions, *, fitted_on: str = "validation") -> Temperature:

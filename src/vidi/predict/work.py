@@ -123,7 +123,7 @@ def _rows(
         wrong = errors.get(place)
         if wrong is not None:
             counts.bad += 1
-            yield Row(found.path, reason=wrong.reason, message=wrong.message)
+            yield Row(found.path, reason=wrong.reason, message=wrong.sentence)
             continue
         assert answers is not None
         probabilities = answers.probabilities[position]

@@ -256,7 +256,11 @@ def read_image(path: Path) -> bytes:
             raise UnreadableImage(f"not a regular file: {path}", reason=reason)
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise UnreadableImage(f"{math.ceil(size / 1e6):,} MB", reason="TOO_LARGE")
+            raise UnreadableImage(
+                f"{math.ceil(size / 1e6):,} MB, more than {MAX_FILE_BYTES // 10**6:,}",
+                reason="TOO_LARGE",
+                fix="scale it down",
+            )
         return path.read_bytes()
     except UnreadableImage:
         raise

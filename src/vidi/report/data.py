@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from vidi.errors import DamagedError
 from vidi.facts import Facts
-from vidi.metrics import Evaluation, Predictions
+from vidi.metrics import PRECISIONS, Evaluation, Predictions, Threshold, threshold_for
 from vidi.plan import Plan
 from vidi.run import Run
 
@@ -70,6 +70,8 @@ class ReportData:
     # The same images by the average of several views of each, where somebody asked for it.
     averaged: Evaluation | None = None
     predictions: Predictions | None = None
+    # What `vidi predict --precision` goes by: found on the validation split.
+    thresholds: Sequence[Threshold] = ()
     # What was found on the images before training began: the JSON of an `Audit`.
     audit: Mapping[str, Any] | None = None
     pictures: Pictures | None = None
@@ -106,6 +108,7 @@ def load(run: Run) -> ReportData:
         validation=judged.get("validation") if split == "test" else None,
         averaged=judged.get(f"{split}_tta"),
         predictions=None if split is None else _predictions(run, split),
+        thresholds=_thresholds(run),
         pictures=None if split is None else _pictures(run, split),
         explained=None if split is None else _explained(run, split),
     )
@@ -130,6 +133,15 @@ def _predictions(run: Run, split: str) -> Predictions | None:
     if not run.predictions_path(split).exists():
         return None
     return Predictions.from_arrays(run.read_predictions(split), where=f"predictions/{split}.npz")
+
+
+def _thresholds(run: Run) -> tuple[Threshold, ...]:
+    if "validation" not in run.evaluated_splits():
+        return ()
+    predictions = _predictions(run, "validation")
+    if predictions is None:
+        return ()
+    return tuple(threshold_for(predictions, wanted) for wanted in PRECISIONS)
 
 
 def _explained(run: Run, split: str) -> Explained | None:

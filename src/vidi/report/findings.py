@@ -6,6 +6,7 @@ probabilities are called wrong when they are further off than a perfect model's 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -212,7 +213,12 @@ def _still_learning(validations: list[Any]) -> bool:
 def _steps(data: ReportData) -> Iterator[Step]:
     judged = data.evaluation
     if judged is None:
-        yield Step("Judge it", "Every number here needs held-out images.", "", "vidi evaluate RUN")
+        yield Step(
+            "Judge it",
+            "Every number here needs held-out images.",
+            "",
+            f"vidi evaluate {shlex.quote(data.name)}",
+        )
         return
     wrong = judged.n_evaluated - round(judged.accuracy * judged.n_evaluated)
     if wrong:
@@ -248,7 +254,8 @@ def _steps(data: ReportData) -> Iterator[Step]:
         )
     yield Step(
         "Use it",
-        "Any image file in, the class and its probability out.",
+        "Any image file in, the class and its probability out; said in the folder that this run "
+        "is in.",
         "",
-        "vidi predict RUN photo.jpg",
+        f"vidi predict {shlex.quote(data.name)} photo.jpg",
     )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vidi.facts import SPLITS
 from vidi.label_errors import label_suspects
-from vidi.metrics import CalibrationBin, Evaluation, Interval, Predictions
+from vidi.metrics import CalibrationBin, Evaluation, Interval, Predictions, Threshold, wilson
 from vidi.report.data import Explained, Pictures, ReportData
 from vidi.report.findings import findings, steps
 from vidi.report.words import between, public, relative, share, without_places
@@ -40,7 +40,7 @@ def views_of(data: ReportData) -> dict[str, View]:
         made["mistakes"] = _mistakes(data, judged)
         made["confusion"] = _confusion(judged)
         made["classes"] = _classes(judged)
-        made["trust"] = _trust(judged)
+        made["trust"] = _trust(judged, data)
         if data.predictions is not None and len(data.predictions):
             made["suspects"] = _suspects(data, judged, data.predictions)
             if data.explained is not None and len(data.explained.map_ids) > 1:
@@ -322,9 +322,11 @@ def _classes(judged: Evaluation) -> View:
     }
 
 
-def _trust(judged: Evaluation) -> View:
+def _trust(judged: Evaluation, data: ReportData) -> View:
     calibration = judged.calibration
     return {
+        "run": data.name,
+        "thresholds": [_operating_point(each, judged, data) for each in data.thresholds],
         "split": judged.split,
         "n": judged.n_evaluated,
         "accuracy": _short(judged.accuracy),
@@ -352,6 +354,30 @@ def _trust(judged: Evaluation) -> View:
             }
             for point in judged.coverage
         ],
+    }
+
+
+def _operating_point(found: Threshold, judged: Evaluation, data: ReportData) -> View:
+    """A threshold as it was found, and what it gives on the images that the page is about."""
+    point: View = {
+        "wanted": found.wanted,
+        "threshold": _short(found.threshold),
+        "coverage": _short(found.coverage),
+        "accuracy": _short(found.accuracy),
+        "here": None,
+    }
+    said = data.predictions
+    if found.threshold is None or said is None or judged.split == "validation":
+        return point
+    answered = said.probabilities.max(axis=1) >= found.threshold
+    n = int(answered.sum())
+    right = int((said.probabilities.argmax(axis=1) == said.labels)[answered].sum())
+    return point | {
+        "here": {
+            "coverage": _short(n / len(said)),
+            "accuracy": _short(right / n) if n else None,
+            "interval": _ends(wilson(right, n)),
+        }
     }
 
 

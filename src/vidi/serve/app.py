@@ -184,7 +184,7 @@ class App:
             )
         except UnreadableImage as error:
             self.counters.refused(error.reason)
-            raise _Refused(422, error.message, reason=error.reason) from None
+            raise _Refused(422, error.sentence, reason=error.reason) from None
         finally:
             self.batcher.num_coming -= 1
         answer = await self.batcher.answer(pixels, heat=heat)

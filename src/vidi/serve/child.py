@@ -41,10 +41,10 @@ def main() -> None:
             answer, payload = PIXELS, pixels.tobytes()
         except UnreadableImage as error:
             answer = ERROR
-            payload = json.dumps([error.reason, error.message]).encode()
+            payload = json.dumps([error.reason, error.sentence]).encode()
         except MemoryError:
             answer = ERROR
-            payload = json.dumps(["TOO_LARGE", "it does not fit in memory"]).encode()
+            payload = json.dumps(["TOO_LARGE", "it does not fit in memory: scale it down"]).encode()
         _send(target, answer, payload)
 
 

@@ -2,6 +2,7 @@
 import { el, svg, button, definitions } from "./dom.js";
 import { count, decimal, percent, range, whole } from "./format.js";
 import { area, chart, line } from "./chart.js";
+import { table } from "./table.js";
 
 const UNIT = { domain: [0, 1], format: (value) => percent(value, 0) };
 
@@ -80,8 +81,26 @@ function coverage(view) {
   pick();
   figure.append(el("div", { class: "picker" },
     el("label", { for: "wanted" }, "Right in at least ", wantedText), slider, says,
-    el("p", { class: "hint" }, "Read off these same images, so a little flattering; choose on validation images before relying on it.")));
+    el("p", { class: "hint" }, view.thresholds.length ? "Read off these same images, so a little flattering; the table below was chosen on validation images." : "Read off these same images, so a little flattering; choose on validation images before relying on it.")));
   return figure;
+}
+
+function thresholds(view) {
+  const shown = view.thresholds.filter((each) => each.threshold !== null);
+  if (!shown.length) return [];
+  const here = shown.some((each) => each.here);
+  const columns = [
+    { title: "Right in", numeric: true, value: (row) => row.wanted, cell: (row) => percent(row.wanted) },
+    { title: "Threshold", numeric: true, value: (row) => row.threshold, cell: (row) => percent(row.threshold) },
+    { title: "Answered", numeric: true, value: (row) => (row.here ?? row).coverage, cell: (row) => percent((row.here ?? row).coverage) },
+    { title: "Right", numeric: true, value: (row) => (row.here ?? row).accuracy ?? 0,
+      cell: (row) => { const at = row.here ?? row; return at.accuracy === null ? "none" : percent(at.accuracy); } },
+  ];
+  return [el("article", { class: "found" }, el("h3", {}, "The thresholds of vidi predict"),
+    el("p", { class: "hint" }, `What vidi predict ${view.run} PATHS --precision 0.95 goes by: found on the validation images, `
+      + `for probabilities as they come, before any temperature${here ? `; answered and right are of the ${view.split} images, which had no say in them` : ""}.`),
+    table({ caption: "Thresholds", noun: ["threshold", "thresholds"], rows: shown, pageSize: 10, sort: [0, "ascending"],
+      filter: (row) => percent(row.wanted), columns }))];
 }
 
 export function renderTrust(root, view) {
@@ -91,6 +110,7 @@ export function renderTrust(root, view) {
   root.append(
     el("p", { class: "verdict" }, verdict),
     el("div", { class: "pair" }, reliability(view), coverage(view)),
+    ...thresholds(view),
     definitions([
       ["Calibration error", percent(view.ece), el("span", { class: "hint" }, `${view.binning}; a perfectly calibrated model stays under ${percent(view.ece_noise)} on ${count(view.n, "image")} 19 times out of 20`)],
       ["Brier score", decimal(view.brier), el("span", { class: "hint" }, "0 is perfect, 2 is certain and wrong every time")],

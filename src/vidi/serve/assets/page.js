@@ -102,7 +102,7 @@ async function look(blobs) {
       answers.prepend(rendered(answer, name, bitmap));
       status.textContent = "";
     } catch (error) {
-      const item = el("li", "answer");
+      const item = el("li", "answer alone");
       const says = el("div", "says");
       says.append(el("p", "file", name), el("p", "wrong", error.message));
       item.append(says);
