@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from PIL import Image
 
 import vidi
@@ -71,7 +73,7 @@ def tuned(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def test_a_pretrained_network_gives_a_head_first_and_is_then_fine_tuned(tuned: Study) -> None:
-    first, second = tuned.trials()
+    first, second, *averages = tuned.trials()
     assert (first.status, second.status) == ("finished", "finished")
     assert "cross-validation" in first.reason or "held-out" in first.reason
     assert "epochs" in second.reason
@@ -79,6 +81,21 @@ def test_a_pretrained_network_gives_a_head_first_and_is_then_fine_tuned(tuned: S
     assert first.last.accuracy > 0.9
     steps = noted(tuned)
     assert steps.index("a head on kept features") < steps.index("fine-tuning from that head")
+    assert len(averages) == 2
+    assert all(each.last and each.last.accuracy > 0.9 for each in averages)
+
+
+def test_an_average_lies_between_the_head_and_the_fine_tuning(tuned: Study) -> None:
+    def weight(number: int) -> Any:
+        checkpoint, _ = tuned.trial_run(number).newest_checkpoint()
+        assert checkpoint is not None
+        return safetensors.torch.load(checkpoint.read("model.safetensors"))[
+            "network.classifier.1.weight"
+        ]
+
+    between = 0.3 * weight(1) + 0.7 * weight(2)
+    torch.testing.assert_close(weight(3), between)
+    assert not torch.equal(weight(1), weight(2))
 
 
 def test_the_answer_alone_is_judged_by_the_test_images_and_once(tuned: Study) -> None:

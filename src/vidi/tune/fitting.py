@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -14,15 +14,18 @@ from typing import Any, Final, NamedTuple, final
 import numpy as np
 import torch
 
+from vidi import comparing
 from vidi.config import Config, load
 from vidi.data import cache_folder
 from vidi.errors import ConfigError, Interrupted, UsageError, VidiError, nearest
 from vidi.export import export as export_run
-from vidi.metrics import Predictions, evaluate
+from vidi.facts import SPLITS, Split
+from vidi.metrics import Evaluation, Predictions, evaluate
 from vidi.model import set_head
 from vidi.plan import Plan, choose_model
 from vidi.plan.budget import (
     EXPORT_S,
+    JUDGING_COST,
     Counts,
     Features,
     Tuning,
@@ -223,9 +226,11 @@ class _Fit:
         forward = self._head(shared, base)
         if self.stop:
             return
+        self._publish_early()
         tuning = self._tuning(shared, base, forward)
         if tuning is not None:
             self._train(shared, tuning, number=2, start_from=1)
+        self._compared(shared, forward)
 
     def _head(self, shared: Shared, settings: Mapping[str, Any]) -> float:
         """The first answer: a head on kept features. Returns images a second of a forward pass."""
@@ -340,7 +345,7 @@ class _Fit:
         if first.parameters.get("refitted"):
             return None
         plan = Plan.from_json(self.study.trial_run(1).text("plan"))
-        counts = Counts(*(shared.facts.dataset.num_images(split) for split in _SPLITS))
+        counts = Counts(*(shared.facts.dataset.num_images(split) for split in SPLITS))
         px = plan.pixels.image_px
         found: Tuning | None = tuning_rule(
             self.clock.left_s, counts, forward, px, export=self.export
@@ -469,45 +474,129 @@ class _Fit:
             )
         self._doing("judging the answer", "once, on images that nothing was chosen by")
         run = self._published(best, shared)
-        self._say_gain(best)
         if self.export is not None:
             self._exported(run)
         config = self.config.with_settings(best.settings)
         self.study.write_best(config)
         self.study.note("ended", answer=best.number, spent_s=round(self.clock.spent_s, 2))
 
+    def _publish_early(self) -> None:
+        """The head is an answer already, should everything end now."""
+        path = self.study.final_path
+        if Run.exists(path):
+            return
+        copy_run(self.study.trial_run_path(1), path)
+        write(Run.open(path))
+        if self.export is not None and self.clock.left_s > EARLY_EXPORT * EXPORT_S[self.export]:
+            self._exported(Run.open(path))
+
+    def _compared(self, shared: Shared, forward: float) -> None:
+        """Judge the fine-tuning as the head was, average the two where that helps, and say what
+        the gain is worth."""
+        tuned = self._trial(2)
+        if tuned is None or tuned.last is None:
+            return
+        run = self.study.trial_run(2)
+        if not run.evaluated_splits():
+            self._doing("comparing", "is the fine-tuning better than the head that it began with?")
+            tuned = self._judged(tuned, run, shared)
+        head = self.study.trial_run(1)
+        counts = Counts(*(shared.facts.dataset.num_images(split) for split in SPLITS))
+        each_s = AVERAGE_S + JUDGING_COST * counts.validation / forward
+        for number, share in enumerate(AVERAGED, start=3):
+            spare_s = self.clock.left_s - ending_s(
+                counts, forward, export=self.export, judged=False
+            )
+            if self._trial(number) is not None or self.stop or spare_s < each_s:
+                continue
+            self._average(number, share, tuned, shared)
+        best = self._best()
+        if best is not None and best.number > 1:
+            (comparison,) = comparing.compare(
+                head, self.study.trial_run(best.number), split="validation"
+            )
+            self.tell(f"{best.origin} against the head that it began with: {comparison.sentence}")
+            if comparison.verdict == "cannot tell":
+                self.tell("so far, that gain is inside the noise of so few held-out images")
+            self.study.note("compared", trial=best.number, verdict=comparison.sentence)
+
+    def _judged(self, trial: Trial, run: Run, shared: Shared) -> Trial:
+        """The trial with what its weights are worth on the validation images, in float32."""
+        config = self.config.with_settings(trial.settings)
+        with run.lock():
+            self._judge(run, config, shared, ("validation",))
+        evaluation = Evaluation.model_validate_json(run.read_evaluation("validation"))
+        assert trial.last is not None
+        rung = replace(trial.last, accuracy=evaluation.accuracy, log_loss=evaluation.log_loss)
+        trial = trial.with_rung(rung)
+        self.study.write_trial(trial)
+        return trial
+
+    def _judge(self, run: Run, config: Config, shared: Shared, splits: Sequence[Split]) -> None:
+        plan = Plan.from_json(run.text("plan"), origin=f"{run.path}: plan.json")
+        classifier = build_model(plan, self.extensions.model)
+        load_best(run, classifier)
+        looked = shared.looked(config)
+        quick = quick_copy(plan, classifier)
+        prepared = Prepared(looked.dataset, looked.store, looked.facts, plan, quick, shared.audit)
+        present = [split for split in splits if len(looked.dataset.indices(split))]
+        judge_run(run, plan, config, prepared, present)
+
+    def _average(self, number: int, share: float, tuned: Trial, shared: Shared) -> None:
+        """A trial whose weights lie between those of the head and those of the fine-tuning
+        (Wortsman et al. 2022, both "soups" and WiSE-FT)."""
+        source = self.study.trial_run(2)
+        plan = Plan.from_json(source.text("plan"), origin=f"{source.path}: plan.json")
+        first = build_model(plan, self.extensions.model)
+        load_best(self.study.trial_run(1), first)
+        model = build_model(plan, self.extensions.model)
+        step = load_best(source, model)
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                if value.is_floating_point():
+                    value.lerp_(first.state_dict()[name], 1.0 - share)
+        path = self.study.trial_run_path(number)
+        shutil.rmtree(path, ignore_errors=True)
+        texts = ("config", "plan", "facts", "environment", "audit")
+        run = Run.create(path, texts={n: source.text(n) for n in texts if source.has_text(n)})
+        with run.lock():
+            state = build_state(plan, model)
+            state.step = state.evaluated_step = step
+            state.best = Best(step, 0.0, 0.0, 0.0)
+            save(state, run)
+        self._judged(
+            Trial(
+                number=number,
+                settings=tuned.settings,
+                status="finished",
+                origin=f"the fine-tuning, averaged with {1 - share:.0%} of its start",
+                reason="averages of weights are often better than both ends",
+                rungs=(Rung(step, 0.0, None, self.clock.spent_s),),
+            ),
+            run,
+            shared,
+        )
+
     def _published(self, best: Trial, shared: Shared) -> Run:
         """The answer as a run of its own, judged and reported."""
         path = self.study.final_path
-        if Run.exists(path) and Run.open(path).report_path.exists():
+        present = {split for split in SPLITS[1:] if len(shared.dataset.indices(split))}
+        if Run.exists(path) and present <= set(Run.open(path).evaluated_splits()):
             return Run.open(path)
-        shutil.rmtree(path, ignore_errors=True)
+        aside = path.with_name(".final.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        if path.exists():
+            path.rename(aside)
         copy_run(self.study.trial_run_path(best.number), path)
+        shutil.rmtree(aside, ignore_errors=True)
         run = Run.open(path)
         config = self.config.with_settings(best.settings)
-        plan = Plan.from_json(run.text("plan"), origin=f"{run.path}: plan.json")
         with run.lock():
-            classifier = build_model(plan, self.extensions.model)
-            load_best(run, classifier)
-            fast = quick_copy(plan, classifier)
-            looked = shared.looked(config)
-            prepared = Prepared(
-                looked.dataset, looked.store, looked.facts, plan, fast, shared.audit
-            )
-            # A head was judged on the held-out images when it was chosen, without having seen them.
+            # What was judged when it was chosen is not judged again.
             known = run.evaluated_splits()
-            judge_run(
-                run,
-                plan,
-                config,
-                prepared,
-                [split for split in ("validation", "test") if split not in known],
-            )
+            self._judge(run, config, shared, [split for split in SPLITS[1:] if split not in known])
         write(run)
         return run
-
-    def _say_gain(self, best: Trial) -> None:
-        """Whether the answer is better than the runner-up by more than chance."""
 
     def _exported(self, run: Run) -> None:
         assert self.export is not None
@@ -521,7 +610,12 @@ class _Fit:
 # Shorter trainings are validated once, at their end.
 SELDOM_BELOW_EPOCHS: Final = 4.0
 LEAST_TRAINING_S: Final = 5.0
-_SPLITS: Final = ("train", "validation", "test")
+# The first answer is exported too where the time left is so many times what that takes.
+EARLY_EXPORT: Final = 20.0
+# Shares of the fine-tuned weights in averages with those that the fine-tuning started from.
+AVERAGED: Final = (0.7, 0.4)
+# Building and saving one of them.
+AVERAGE_S: Final = 2.0
 
 
 def _rank(trial: Trial) -> tuple[float, float]:
@@ -531,7 +625,7 @@ def _rank(trial: Trial) -> tuple[float, float]:
 
 
 def _counts(prepared: Prepared) -> Counts:
-    return Counts(*(len(prepared.dataset.indices(split)) for split in _SPLITS))
+    return Counts(*(len(prepared.dataset.indices(split)) for split in SPLITS))
 
 
 def _export_target(to: str) -> str | None:
