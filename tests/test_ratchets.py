@@ -22,19 +22,9 @@ SOURCE = ROOT / "src" / "vidi"
 
 # The rows of ARCHITECTURE.md, lowest first. A module imports only from rows below its own.
 ROWS = (
-    ("errors",),
-    (
-        "config",
-        "facts",
-        "schedule",
-        "image",
-        "metrics",
-        "space",
-        "storage",
-        "augment_settings",
-        "malloc",
-    ),
-    ("plan", "label_errors"),
+    ("errors", "signals"),
+    ("config", "facts", "schedule", "image", "metrics", "storage", "augment_settings", "malloc"),
+    ("plan", "label_errors", "space"),
     ("run", "zoo", "batch", "bundle", "finite", "energy", "download"),
     ("weights", "loss", "comparing", "study"),
     ("data", "augment", "model", "optim", "step", "memory", "import_weights", "effects"),

@@ -104,8 +104,10 @@ class Study:
         """Use `create` or `open`."""
         self.path = path
         self.kind = kind
-        # Told to nobody but this object: what was asked besides the config, as JSON.
+        # What was asked besides the config, as JSON.
         self.asked = dict(asked)
+        # What was decided from it once, such as the length of a trial, as JSON; see `decide`.
+        self.decided: dict[str, Any] = {}
         self.config = config
         self.events = RecordLog(path / _EVENTS, disk=disk)
         self._disk = disk
@@ -175,7 +177,9 @@ class Study:
         except UnicodeDecodeError as error:
             raise DamagedError(f"{shown(path / _CONFIG)} is damaged: not UTF-8") from error
         config = parse(text, origin=str(path / _CONFIG))
-        return cls(path, record["kind"], record["asked"], config, disk)
+        study = cls(path, record["kind"], record["asked"], config, disk)
+        study.decided = dict(record.get("decided", {}))
+        return study
 
     @staticmethod
     def exists(path: Path | str) -> bool:
@@ -250,6 +254,12 @@ class Study:
             self._held()
             self.asked = now
             self._write_record()
+
+    def decide(self, **decided: object) -> None:
+        """Writes down what was decided from measurements, for whoever continues. Needs the lock."""
+        self._held()
+        self.decided = storage.parse_json(storage.dump_json({**self.decided, **decided}), "decided")
+        self._write_record()
 
     # Lock
 
@@ -370,6 +380,7 @@ class Study:
             "format": STUDY_FORMAT,
             "vidi": __version__,
             "asked": self.asked,
+            "decided": self.decided,
         }
         storage.write_file(self.path / _STUDY, storage.dump_json(record, indent=1), disk=self._disk)
 

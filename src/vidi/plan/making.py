@@ -207,15 +207,20 @@ def annealed(plan: Plan, step: int, last_step: int) -> Plan:
     what is behind it stays as it was ("anneal on a branch", Hu et al. 2024, MiniCPM; Haegele et al.
     2024).
     """
-    assert plan.schedule.name == "trapezoid", plan.schedule.name
     assert step < last_step, (step, last_step)
     risen = plan.schedule.warmup_fraction * plan.horizon_steps
-    flat = max(0.0, min(step, last_step - 1) - risen)
-    fraction = (last_step - risen - flat) / (last_step - risen)
+    if plan.schedule.name != "trapezoid" or step < risen:
+        # Another curve is squeezed as a whole.
+        return retimed(plan, last_step)
+    settings = {"decay_fraction": 0.2, **plan.schedule.settings}
+    fall = float(settings["decay_fraction"]) * (plan.horizon_steps - risen)  # type: ignore[arg-type]
+    # Where it has begun to fall already, it goes on from the value that it has.
+    now = min(1.0, (plan.horizon_steps - step) / fall)
+    fraction = (last_step - step) / now / (last_step - risen)
     schedule = plan.schedule.model_copy(
         update={
             "warmup_fraction": risen / last_step,
-            "settings": {**plan.schedule.settings, "decay_fraction": min(1.0, fraction)},
+            "settings": {**settings, "decay_fraction": min(1.0, fraction)},
         }
     )
     reasons = {

@@ -29,6 +29,7 @@ from vidi.plan import TIMEOUT_S, Plan, retimed
 from vidi.report import write
 from vidi.restore import load_best
 from vidi.run import Run, default_run_path
+from vidi.signals import Stop, watched
 from vidi.storage import DISK
 from vidi.train.deadline import Deadline
 from vidi.train.finish import fitted_temperature, judge, judged
@@ -44,7 +45,6 @@ from vidi.train.prepare import (
 )
 from vidi.train.ranks import Ranks, Saved, joined
 from vidi.train.resume import reopened
-from vidi.train.signals import Stop, watched
 from vidi.train.state import State
 from vidi.train.watching import costs, profiled
 

@@ -27,6 +27,7 @@ from vidi.plan import Plan, annealed, choose_model, make
 from vidi.report import write
 from vidi.restore import load_best
 from vidi.run import Run
+from vidi.signals import watched
 from vidi.train.head import begun_job
 from vidi.train.loop import Progress, loop, save
 from vidi.train.prepare import (
@@ -38,7 +39,6 @@ from vidi.train.prepare import (
     planned,
 )
 from vidi.train.resume import Reopened, differing, restored
-from vidi.train.signals import watched
 from vidi.train.state import State
 from vidi.train.training import decisions, judge_run
 
@@ -177,6 +177,7 @@ def advance(
     config: Config,
     *,
     last_step: int | None = None,
+    rung: int | None = None,
     rungs: Sequence[float] = (),
     deadline: float | None = None,
     tell: Show | None = None,
@@ -190,6 +191,7 @@ def advance(
         config: all of the trial's settings; the same in every call for this run.
         last_step: where to stop, an update of its plan; the end of the plan when left out. To leave
             no trace it has to be one of the rungs.
+        rung: which of `rungs` to stop at, from 0, instead of `last_step`.
         rungs: shares of its plan, between 0 and 1, at which it is judged and may stop. They count
             when the run is created.
         deadline: `time.monotonic()` at which it stops wherever it is, with a checkpoint.
@@ -203,6 +205,15 @@ def advance(
     began_at = time.monotonic()
     say: Show = tell or (lambda _: None)
     config = _decoded_first(config)
+    share = 1.0 if rung is None else rungs[rung]
+
+    def go(prepared: Prepared, state: State) -> None:
+        horizon = prepared.plan.horizon_steps
+        stop_at = horizon if last_step is None else min(last_step, horizon)
+        if share < 1.0:
+            stop_at = _step_at(share, horizon)
+        _go(run, prepared, state, config, shared, stop_at, deadline, say)
+
     if config.train.minutes is not None:
         raise ConfigError(
             "train.minutes is no length of a trial: a search compares equal numbers of steps",
@@ -213,7 +224,7 @@ def advance(
         with run.lock():
             prepared, state, checkpoint = reopened_trial(run, shared, config, say)
             run.rewind(checkpoint)
-            _go(run, prepared, state, config, shared, last_step, deadline, say)
+            go(prepared, state)
     else:
         Run.check_free(run_path)
         prepared = shared.prepared(config)
@@ -221,7 +232,7 @@ def advance(
         run = Run.create(run_path, texts=decisions(shared.data, config, prepared))
         with run.lock():
             state = build_state(prepared.plan, prepared.model)
-            _go(run, prepared, state, config, shared, last_step, deadline, say)
+            go(prepared, state)
     return result_of(run, state.step, prepared.plan.horizon_steps, time.monotonic() - began_at)
 
 
@@ -331,12 +342,11 @@ def _go(
     state: State,
     config: Config,
     shared: Shared,
-    last_step: int | None,
+    stop_at: int,
     deadline: float | None,
     say: Show,
 ) -> None:
     plan = prepared.plan
-    stop_at = plan.horizon_steps if last_step is None else min(last_step, plan.horizon_steps)
     if state.step >= stop_at and state.evaluated_step == state.step:
         return
     plan = plan.model_copy(update={"last_step": stop_at})
@@ -366,8 +376,12 @@ def _go(
         )
 
 
+def _step_at(share: float, horizon_steps: int) -> int:
+    return max(1, round(share * horizon_steps))
+
+
 def _with_rungs(plan: Plan, rungs: Sequence[float]) -> Plan:
-    steps = {max(1, round(share * plan.horizon_steps)) for share in rungs if share < 1.0}
+    steps = {_step_at(share, plan.horizon_steps) for share in rungs if share < 1.0}
     if not steps:
         return plan
     return plan.model_copy(

@@ -1,0 +1,104 @@
+"""How the time of a search is divided: pure functions of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Final, NamedTuple
+
+from vidi.study import Trial
+
+# One full training may take this share of the whole time. With promotions of one in three a search
+# of n trials costs about 0.26 n trainings, so this leaves room for about a dozen.
+TRAINING_SHARE: Final = 0.22
+# A trial of fewer updates than this at its first rung says nothing.
+LEAST_STEPS: Final = 8
+# What the clock may be wrong by: starting, writing, a machine that is busy.
+SLACK_S: Final = 1.5
+SLACK_SHARE: Final = 0.02
+# Judging the answer computes in float32, draws intervals and writes a report.
+JUDGING_S: Final = 2.0
+
+
+class Division(NamedTuple):
+    """epochs: of a trial. shares: its rungs."""
+
+    epochs: float
+    shares: tuple[float, ...]
+    why: str
+
+
+def divide(
+    *,
+    budget_s: float | None,
+    seconds_per_epoch: float,
+    steps_per_epoch: float,
+    default_epochs: float,
+    asked_epochs: float | None,
+    eta: int,
+) -> Division:
+    """How long a trial is and where it is looked at.
+
+    budget_s: what is left of the time; None: trials are counted, not minutes.
+    """
+    if asked_epochs is not None:
+        epochs, why = asked_epochs, f"asked for {asked_epochs:g} epochs"
+    elif budget_s is None:
+        epochs, why = default_epochs, f"{default_epochs:g} epochs, as one training would have"
+    else:
+        affordable = TRAINING_SHARE * budget_s / seconds_per_epoch
+        epochs = min(default_epochs, affordable)
+        # A number that says no more than it knows; never less than one update.
+        epochs = max(float(f"{epochs:.3g}"), 1.0 / steps_per_epoch)
+        why = (
+            f"{epochs:g} epochs: a fifth of {budget_s:.0f} s at {seconds_per_epoch:.2g} s an epoch"
+            if epochs < default_epochs
+            else f"{epochs:g} epochs: enough to converge, and there is time for many"
+        )
+    steps = epochs * steps_per_epoch
+    shares = tuple(share for share in (1 / eta**2, 1 / eta) if share * steps >= LEAST_STEPS)
+    return Division(epochs, (*shares, 1.0), why)
+
+
+class Clock(NamedTuple):
+    """What things cost, in seconds.
+
+    full_s: one whole training, by the timing before the first trial. judging_s: the answer.
+    """
+
+    shares: tuple[float, ...]
+    full_s: float
+    judging_s: float
+
+    def cost(self, trials: Sequence[Trial], trial: Trial | None, rung: int) -> float:
+        """Going on with a trial (None: a new one) up to and including that rung."""
+        reached = self.shares[len(trial.rungs) - 1] if trial is not None and trial.rungs else 0.0
+        return max(0.0, self.shares[rung] - reached) * self._rate(trials, trial)
+
+    def to_the_end(self, trials: Sequence[Trial], trial: Trial | None) -> float:
+        """Making an answer of a trial: its training to the end, and judging it."""
+        rest = 0.0
+        if trial is None or trial.status != "finished":
+            rest = self.cost(trials, trial, len(self.shares) - 1)
+        return rest + self.judging_s
+
+    def _rate(self, trials: Sequence[Trial], trial: Trial | None) -> float:
+        """Seconds for a whole training, by its own rungs, else by those of the others."""
+        if trial is not None and trial.rungs:
+            return self._seen(trial)
+        seen = [self._seen(one) for one in trials if one.rungs]
+        return median(seen) if seen else self.full_s
+
+    def _seen(self, trial: Trial) -> float:
+        return trial.rungs[-1].seconds / self.shares[min(len(trial.rungs), len(self.shares)) - 1]
+
+
+def judging_seconds(num_images: int, images_per_second: float) -> float:
+    """Judging so many images: forward alone is about three times as fast as training, and float32
+    may take twice as long as what training computes in."""
+    return JUDGING_S + num_images / max(1.0, 1.5 * images_per_second)
+
+
+def slack(budget_s: float) -> float:
+    """What is held back so that the time is kept."""
+    return SLACK_S + SLACK_SHARE * budget_s

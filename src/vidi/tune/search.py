@@ -1,0 +1,768 @@
+"""`tune`: a search over settings, from the request to the trained and judged answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, NoReturn, final
+
+from vidi import space as spaces
+from vidi import storage
+from vidi.config import Config
+from vidi.errors import (
+    DataError,
+    Interrupted,
+    MismatchError,
+    StorageError,
+    TrainingError,
+    UsageError,
+    VidiError,
+)
+from vidi.facts import Facts
+from vidi.plan import choose_model, make
+from vidi.signals import Stop, watched
+from vidi.space import Distribution, Space
+from vidi.study import Rung, Study, Trial, default_study_path
+from vidi.tune.budget import Clock, divide, judging_seconds, slack
+from vidi.tune.mirror import Mirror, show_all
+from vidi.tune.rungs import PROMOTIONS, Action, Promotion, Rules, best_of, next_action, ranked
+from vidi.tune.sampling import SAMPLERS, OwnSpace, Sampler, Wish, suggest
+from vidi.tune.workers import GRACE_S, Crew, Event, Processes
+
+# A worker that tells nothing for so long hangs. Decoding tells every few seconds.
+TIMEOUT_S: Final = 300.0
+# How often a trial may lose its process before it counts as failed.
+MAX_RETRIES: Final = 2
+# So many trials in a row may fail, with none that did not, before the search gives up.
+MAX_FAILURES: Final = 5
+# The share of a training over which the learning rate falls when there is no time for all of it.
+HURRIED_SHARE: Final = 0.05
+ETA: Final = 3
+
+_POLL_S: Final = 0.2
+# A pause of the whole machine that is longer than this is not counted against the workers.
+_PAUSE_S: Final = 5.0
+
+AnySpace = Space | Mapping[str, Distribution | Sequence[Distribution]] | OwnSpace | str | Path
+
+
+def tune(
+    data: str | Path,
+    config: Config | None = None,
+    *,
+    settings: Mapping[str, object] | None = None,
+    space: AnySpace | None = None,
+    minutes: float | None = None,
+    trials: int | None = None,
+    sampler: Sampler = "tpe",
+    promotion: Promotion = "asha",
+    patience: int = 0,
+    seed: int = 0,
+    workers: int = 1,
+    storage_url: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+    out: str | Path | None = None,
+    show: Callable[[Any], None] | None = None,
+    started_at: float | None = None,
+) -> Study:
+    """Search the settings that classify validation images best, and train the answer.
+
+    The test images are looked at once, at the end, by the answer alone.
+
+    Args:
+        data: as for `train`.
+        config: what all trials have in common; what it leaves open may be searched.
+        settings: single settings on top.
+        space: settings to distributions (`vidi.space`), a TOML file with a table [space], or your
+            own function `(config, trial) -> config` that asks Optuna's trial. What is worth trying
+            on such images, when left out.
+        minutes: wall-clock time for everything. trials: how many to begin. One of them, or both.
+        sampler: "tpe", "gp", "cmaes", "qmc", "random" or "grid".
+        promotion: "asha", "pasha", "halving", "median" or "none"; see `vidi.tune.rungs`.
+        patience: end when so many trials in a row were no better than the best; 0: never.
+        seed: of the suggestions; `train.seed` is that of the trainings.
+        workers: processes that train at the same time.
+        storage_url: a database server for Optuna's dashboard instead of a file in the study.
+        timeout_s: a trial that tells nothing for so long is ended and counts as failed.
+        out: the study's directory; one that was stopped is continued. A new one under `studies/`
+            when left out.
+        show: told every line; nothing is printed here.
+        started_at: `time.monotonic()` when the clock of `minutes` began; now, if left out.
+
+    Returns:
+        The study. `study.best_path` is its best config, `study.final_path` its answer, a run.
+
+    Raises:
+        UsageError, ConfigError, DataError, DamagedError, InUseError, StorageError: see errors.
+        TrainingError: every trial failed.
+        Interrupted: a signal stopped it. After Ctrl-C the best so far was finished first.
+    """
+    started_at = time.monotonic() if started_at is None else started_at
+    say = show or (lambda _: None)
+    config = (config or Config()).with_settings(settings or {})
+    wanted = _Wanted(
+        data=str(data),
+        config=config,
+        space=_space_of(space),
+        minutes=minutes,
+        trials=trials,
+        sampler=sampler,
+        promotion=promotion,
+        patience=patience,
+        seed=seed,
+        timeout_s=timeout_s,
+        storage_url=storage_url,
+    )
+    _check(wanted, workers)
+    name = Path(data).resolve().name if Path(data).exists() else str(data)
+    path = Path(out) if out else default_study_path(Path("studies"), name, datetime.now())
+    fresh = not Study.exists(path)
+    if fresh:
+        study = Study.create(path, kind="tune", config=config, asked=wanted.asked)
+    else:
+        study = Study.open(path)
+    with study.lock():
+        if not fresh:
+            study.go_on(config, wanted.asked, kind="tune", may_change=("minutes", "trials"))
+            say(f"continuing {study.path}: {len(study.trials())} trials so far")
+        log_path = study.path / "workers.log"
+        with (
+            contextlib.closing(Processes(workers, log_path)) as crew,
+            watched() as stop,
+            contextlib.closing(_Search(wanted, study, crew, stop, say, started_at)) as search,
+        ):
+            search.run()
+    return study
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What one call of `tune` was given."""
+
+    data: str
+    config: Config
+    space: Space | OwnSpace | None
+    minutes: float | None
+    trials: int | None
+    sampler: Sampler
+    promotion: Promotion
+    patience: int
+    seed: int
+    timeout_s: float
+    storage_url: str | None
+
+    @property
+    def asked(self) -> dict[str, object]:
+        """What a continued study has to ask for again."""
+        if self.space is None:
+            space: object = "what is worth trying"
+        elif isinstance(self.space, Space):
+            space = self.space.to_json()
+        else:
+            named = self.space
+            space = f"{getattr(named, '__module__', '')}:{getattr(named, '__qualname__', '')}"
+        return {
+            "space": space,
+            "minutes": self.minutes,
+            "trials": self.trials,
+            "sampler": self.sampler,
+            "promotion": self.promotion,
+            "patience": self.patience,
+            "seed": self.seed,
+            "objective": "accuracy on the validation images",
+        }
+
+
+@dataclass(slots=True)
+class _Job:
+    """What a worker is busy with."""
+
+    number: int
+    rung: int
+    heard_at: float
+    hangs: bool = False
+
+
+@final
+@dataclass
+class _Search:
+    """A search while it runs. Everything that must survive it is in the study."""
+
+    wanted: _Wanted
+    study: Study
+    crew: Crew
+    stop: Stop
+    say: Callable[[Any], None]
+    started_at: float
+    trials: dict[int, Trial] = field(default_factory=dict)
+    jobs: dict[int, _Job] = field(default_factory=dict)
+    # No new trial is begun any more.
+    closing: bool = False
+    mirror: Mirror | None = None
+    deadline: float | None = None
+
+    def run(self) -> None:
+        self.trials = {trial.number: trial for trial in self.study.trials()}
+        spent_s = _spent(self.study)
+        self.study.note("began", trials=len(self.trials))
+        if self.wanted.minutes is not None:
+            budget_s = 60 * self.wanted.minutes
+            self.deadline = self.started_at + budget_s - spent_s - slack(budget_s)
+        self.facts = self._opened()
+        self._decide()
+        self.mirror = Mirror(self.study, self.wanted.storage_url, say=self.say)
+        self._search()
+        self._conclude(hurried=False)
+        show_all(self.mirror, self._sorted())
+        self.study.note("ended")
+
+    def close(self) -> None:
+        if self.mirror is not None:
+            self.mirror.close()
+
+    # What is done before the first trial
+
+    def _opened(self) -> Facts:
+        """All workers have the data open; the first one decodes them for all."""
+        facts: Facts | None = None
+        message = {"do": "open", "data": self.wanted.data, "config": self.wanted.config.to_toml()}
+        for worker in range(self.crew.size):
+            answer = self._answer(worker, message, say=worker == 0)
+            facts = facts or Facts.model_validate(answer["facts"])
+        assert facts is not None
+        before = self.study.decided.get("fingerprint", facts.dataset.fingerprint)
+        if before != facts.dataset.fingerprint:
+            raise MismatchError(
+                f"{self.study.path} was begun on other images",
+                fix="give a new --out, or the data that the search began with",
+            )
+        return facts
+
+    def _decide(self) -> None:
+        """The space, the length of a trial and its rungs; written down for a continuation."""
+        wanted, dataset = self.wanted, self.facts.dataset
+        self.pretrained = choose_model(wanted.config, dataset).weights != "none"
+        own = wanted.space
+        self.space: Space | OwnSpace = (
+            own
+            if own is not None
+            else spaces.default_space(wanted.config, dataset, pretrained=self.pretrained)
+        )
+        # Flat until the last part, so that what is seen at a rung is not spoilt by a learning rate
+        # that is about to fall in one trial and not in another.
+        given = {"train.schedule": "trapezoid", "train.warmup_fraction": 0.05}
+        self.config = wanted.config.with_settings(
+            {name: value for name, value in given.items() if _is_open(wanted.config, name)}
+        )
+        default = make(self.config, self.facts)
+        if "epochs" not in self.study.decided:
+            self._measure_and_divide(default.num_epochs, default.steps_per_epoch)
+        decided = self.study.decided
+        self.config = self.config.with_settings({"train.epochs": decided["epochs"]})
+        self.rules = Rules(
+            shares=tuple(decided["shares"]),
+            promotion=wanted.promotion,
+            eta=ETA,
+            num_trials=wanted.trials,
+            patience=wanted.patience,
+        )
+        num_judged = dataset.num_images("validation") + dataset.num_images("test")
+        self.num_validation = dataset.num_images("validation")
+        self.clock = Clock(
+            shares=self.rules.shares,
+            full_s=float(decided["seconds_per_epoch"]) * decided["epochs"],
+            judging_s=judging_seconds(
+                num_judged, dataset.num_images("train") / decided["seconds_per_epoch"]
+            ),
+        )
+        self.starts: list[dict[str, Any]] = [{}]
+        if wanted.space is None and isinstance(self.space, Space):
+            self.starts = spaces.portfolio(self.space, pretrained=self.pretrained)
+        self.wish = Wish(wanted.sampler, wanted.seed, wanted.trials)
+
+    def _measure_and_divide(self, default_epochs: float, steps_per_epoch: int) -> None:
+        answer = self._answer(0, {"do": "time", "config": self.config.to_toml()})
+        seconds_per_epoch = float(answer["seconds_per_step"]) * steps_per_epoch
+        division = divide(
+            budget_s=None if self.deadline is None else self.deadline - time.monotonic(),
+            seconds_per_epoch=seconds_per_epoch,
+            steps_per_epoch=steps_per_epoch,
+            default_epochs=default_epochs,
+            asked_epochs=self.wanted.config.train.epochs,
+            eta=ETA,
+        )
+        self.study.decide(
+            fingerprint=self.facts.dataset.fingerprint,
+            epochs=division.epochs,
+            shares=list(division.shares),
+            seconds_per_epoch=seconds_per_epoch,
+            why=division.why,
+        )
+        rungs = ", ".join(f"{share:.0%}" for share in division.shares)
+        self.say(f"a trial: {division.why}; looked at after {rungs}")
+
+    # The search
+
+    def _search(self) -> None:
+        looked_at = time.monotonic()
+        while True:
+            if self.stop:
+                self._interrupted()
+            over = self._hand_out()
+            if over and not self.jobs:
+                return
+            event = self.crew.wait(_POLL_S)
+            now = time.monotonic()
+            if now - looked_at > _PAUSE_S + _POLL_S:
+                # The whole machine stood still, or we did: nobody is to blame for that.
+                for job in self.jobs.values():
+                    job.heard_at += now - looked_at
+            looked_at = now
+            if event is not None:
+                self._take(event)
+            self._look_for_hanging(now)
+
+    def _hand_out(self) -> bool:
+        """Gives every free worker something to do. True: there is nothing to do any more."""
+        for worker in range(self.crew.size):
+            if worker in self.jobs:
+                continue
+            action = self._next()
+            if action.kind in ("wait", "stop"):
+                return action.kind == "stop"
+            self._start(worker, action)
+        return False
+
+    def _next(self) -> Action:
+        trials, busy = self._sorted(), {job.number for job in self.jobs.values()}
+        if not self.closing:
+            first = 0 if self.wanted.promotion != "none" else len(self.rules.shares) - 1
+            action = next_action(
+                trials,
+                self.rules,
+                busy=busy,
+                may_begin=self._affordable(None, first),
+                num_validation=self.num_validation,
+            )
+            if action.kind not in ("begin", "go_on"):
+                return action
+            trial = self.trials.get(action.number or 0)
+            assert action.rung is not None
+            if action.kind == "begin" or self._affordable(trial, action.rung):
+                return action
+            self.closing = True
+            self.study.note("closing", why="what is left of the time is for the answer")
+        if busy:
+            return Action("wait")
+        best = best_of(trials, self.rules)
+        last = len(self.rules.shares) - 1
+        if best is not None and best.status != "finished" and self._affordable(best, last):
+            return Action("go_on", best.number, last, "the best so far, to its end")
+        return Action("stop")
+
+    def _affordable(self, trial: Trial | None, rung: int) -> bool:
+        """Whether there is time for that, and for making an answer of the best afterwards."""
+        if self.deadline is None:
+            return True
+        trials = self._sorted()
+        needed_s = self.clock.cost(trials, trial, rung)
+        best = best_of(trials, self.rules)
+        if rung == len(self.rules.shares) - 1:
+            needed_s += self.clock.judging_s
+        elif best is None:
+            # The first of all: something has to be begun, or there is no answer.
+            return not self.trials or time.monotonic() + needed_s < self.deadline
+        else:
+            needed_s += self.clock.to_the_end(trials, best)
+        return time.monotonic() + needed_s <= self.deadline
+
+    def _start(self, worker: int, action: Action) -> None:
+        assert action.number is not None
+        assert action.rung is not None
+        trial = self.trials.get(action.number)
+        if trial is None:
+            trial = self._suggested(action.number)
+            if trial is None:
+                # A grid has nothing more.
+                self.rules = replace(self.rules, num_trials=len(self.trials))
+                return
+        why = action.why or trial.origin
+        self._keep(replace(trial, status="running", reason=why))
+        self.study.note("started", trial=trial.number, rung=action.rung, why=why)
+        left_s = None
+        if self.deadline is not None:
+            left_s = max(0.0, self.deadline - self.clock.judging_s - time.monotonic())
+        self.jobs[worker] = _Job(trial.number, action.rung, time.monotonic())
+        self.crew.send(
+            worker,
+            {
+                "do": "advance",
+                "path": str(self.study.trial_run_path(trial.number)),
+                "config": self._config_of(trial, for_a_worker=True).to_toml(),
+                "rung": action.rung,
+                "shares": list(self.rules.shares),
+                "deadline_s": left_s,
+            },
+        )
+
+    def _suggested(self, number: int) -> Trial | None:
+        if number <= len(self.starts):
+            settings = self.starts[number - 1]
+            origin = "a start that often does well" if settings else "the default"
+            return Trial(number, _as_json(settings), origin=origin)
+        found = suggest(self.space, self.config, self.wish, self._sorted(), number)
+        if found is None:
+            return None
+        return Trial(
+            number,
+            _as_json(found.settings),
+            origin=f"suggested by {self.wish.sampler}",
+            parameters=_as_json(found.parameters),
+        )
+
+    def _take(self, event: Event) -> None:
+        job = self.jobs.get(event.worker)
+        if job is None:
+            return
+        job.heard_at = time.monotonic()
+        message, trial = event.message, self.trials[job.number]
+        match message["kind"]:
+            case "done":
+                del self.jobs[event.worker]
+                self._judged(trial, job, message["result"])
+            case "failed":
+                del self.jobs[event.worker]
+                self._failed(trial, message)
+            case "died":
+                del self.jobs[event.worker]
+                self._died(trial, job, str(message["message"]), event.worker)
+            case "stopped":
+                # Somebody sent it a signal; it has saved.
+                del self.jobs[event.worker]
+            case _:
+                pass
+
+    def _judged(self, trial: Trial, job: _Job, result: Mapping[str, Any]) -> None:
+        before = best_of(self._sorted(), self.rules)
+        seconds = float(result["seconds"]) + (trial.last.seconds if trial.last else 0.0)
+        if result["accuracy"] is None:
+            self.closing = True
+            self._keep(replace(trial, status="paused", reason=f"no time after {result['step']}"))
+            return
+        rung = Rung(int(result["step"]), result["accuracy"], result["log_loss"], seconds)
+        reached = len(self.rules.shares) - 1 if result["finished"] else job.rung
+        # One that went straight through was not looked at on the way: all rungs are this one then.
+        missing = (rung,) * (reached + 1 - len(trial.rungs))
+        rungs = (*trial.rungs[: reached + 1], *missing)
+        status = "finished" if result["finished"] else "paused"
+        share = self.rules.shares[reached]
+        told = replace(trial, rungs=rungs, status=status, reason=f"judged at {share:.0%}")
+        self._keep(told)
+        self.study.note(
+            "judged", trial=trial.number, step=rung.step, accuracy=rung.accuracy, seconds=seconds
+        )
+        best = best_of(self._sorted(), self.rules)
+        assert best is not None
+        assert best.last is not None
+        if before is None or best.number != before.number:
+            self.study.write_best(self._config_of(best))
+        words = ", ".join(f"{n.partition('.')[2]} {_short(v)}" for n, v in trial.settings.items())
+        elapsed_s = time.monotonic() - self.started_at
+        self.say(
+            f"{elapsed_s:5.0f} s  trial {trial.number} ({trial.origin}"
+            f"{': ' + words if words else ''}) at {share:.0%}: {rung.accuracy:.2%}"
+            f"  |  best: {best.last.accuracy:.2%}, trial {best.number} at "
+            f"{self.rules.shares[len(best.rungs) - 1]:.0%}"
+        )
+
+    def _failed(self, trial: Trial, message: Mapping[str, Any]) -> None:
+        if message["error"] == "StorageError":
+            self._make_room(str(message["message"]))
+            return
+        if message["error"] == "InUseError":
+            # A worker of a search that was killed, on its way out.
+            time.sleep(_POLL_S)
+            self._retry(trial, str(message["message"]))
+            return
+        if message["error"] == "MismatchError":
+            raise MismatchError(str(message["message"]), fix=str(message["fix"]))
+        self._fail(trial, str(message["message"]))
+
+    def _died(self, trial: Trial, job: _Job, why: str, worker: int) -> None:
+        if job.hangs:
+            why = f"it told nothing for {self.wanted.timeout_s:.0f} s and was ended"
+            self._fail(trial, why)
+        else:
+            self._retry(trial, why)
+        # The new process in its place needs the data.
+        message = {"do": "open", "data": self.wanted.data, "config": self.wanted.config.to_toml()}
+        self._answer(worker, message)
+
+    def _retry(self, trial: Trial, why: str) -> None:
+        if trial.retries >= MAX_RETRIES:
+            self._fail(trial, f"{why}, {MAX_RETRIES + 1} times")
+            return
+        self.say(f"trial {trial.number}: {why}; it goes on from its checkpoint")
+        self.study.note("retried", trial=trial.number, why=why)
+        self._keep(replace(trial, retries=trial.retries + 1))
+
+    def _fail(self, trial: Trial, why: str) -> None:
+        self.say(f"trial {trial.number} failed: {why}")
+        self.study.note("failed", trial=trial.number, why=why)
+        self._keep(replace(trial, status="failed", reason=why))
+        trials = self._sorted()
+        limit = min(MAX_FAILURES, self.rules.num_trials or MAX_FAILURES)
+        if len(trials) >= limit and all(one.status == "failed" for one in trials):
+            reasons = "".join(f"\n  trial {one.number}: {one.reason}" for one in trials[:5])
+            raise TrainingError(
+                f"all {len(trials)} trials failed:{reasons}",
+                fix="try one by itself: vidi train DATA --config "
+                f"{storage.shown(self.study.trial_run_path(1) / 'config.toml')}",
+            )
+
+    def _look_for_hanging(self, now: float) -> None:
+        for worker, job in self.jobs.items():
+            if not job.hangs and now - job.heard_at > self.wanted.timeout_s:
+                job.hangs = True
+                self.crew.kill(worker)
+
+    def _make_room(self, why: str) -> None:
+        """A full disk: the checkpoints of the oldest trial that was passed over go.
+
+        Raises StorageError when there is none.
+        """
+        trials = self._sorted()
+        busy = {job.number for job in self.jobs.values()}
+        kept = {trial.number for trial in trials[:0]}
+        for reached in range(1, len(self.rules.shares) + 1):
+            here = ranked(trials, reached)
+            kept |= {one.number for one in here[: max(1, len(here) // ETA)]}
+        for trial in trials:
+            loser = trial.status in ("paused", "failed", "finished") and trial.number not in kept
+            if not loser or trial.number in busy:
+                continue
+            with contextlib.suppress(VidiError):
+                run = self.study.trial_run(trial.number)
+                if run.checkpoint_steps():
+                    with run.lock():
+                        run.rewind(None)
+                    self.say(f"{why}: the checkpoints of trial {trial.number} were let go")
+                    self.study.note("let go", trial=trial.number, why=why)
+                    return
+        raise StorageError(why, fix="free some space; then the same command continues")
+
+    # The answer
+
+    def _conclude(self, *, hurried: bool) -> None:
+        """Trains a copy of the best trial to its end, or as far as there is time, and judges it."""
+        best = best_of(self._sorted(), self.rules)
+        if best is None:
+            return
+        run = self.study.trial_run(best.number)
+        newest, _ = run.newest_checkpoint()
+        if newest is None:
+            raise TrainingError(
+                f"trial {best.number} has no checkpoint any more", fix="run the search again"
+            )
+        horizon = json.loads(run.text("plan"))["horizon_steps"]
+        last_step, left_s = None, None
+        if best.status != "finished":
+            assert best.last is not None
+            if hurried:
+                last_step = min(horizon, newest.step + max(1, round(HURRIED_SHARE * horizon)))
+            elif self.deadline is not None:
+                left_s = max(0.0, self.deadline - self.clock.judging_s - time.monotonic())
+                steps = int(0.95 * left_s * best.last.step / max(1e-3, best.last.seconds))
+                last_step = min(horizon, newest.step + max(1, steps))
+        accuracy = best.last.accuracy if best.last else 0.0
+        self.say(f"the answer: trial {best.number}, {accuracy:.2%} on validation; judging it")
+        if self.study.final_path.exists():
+            storage.discard_folder([self.study.final_path])
+        message = {
+            "do": "finish",
+            "source": str(run.path),
+            "path": str(self.study.final_path),
+            "config": self._config_of(best, for_a_worker=True).to_toml(),
+            "last_step": last_step,
+            "deadline_s": left_s,
+        }
+        self.study.note("concluding", trial=best.number, last_step=last_step)
+        self._answer(0, message)
+        self.study.write_best(self._config_of(best))
+        self.study.decide(answer=best.number)
+
+    def _interrupted(self) -> NoReturn:
+        """Saves what is being worked on; after Ctrl-C the best so far becomes the answer."""
+        number = self.stop.signal_number
+        assert number is not None
+        self.say("stopping: saving what is being trained")
+        for worker in self.jobs:
+            self.crew.stop(worker)
+        until = time.monotonic() + GRACE_S
+        while self.jobs and time.monotonic() < until:
+            event = self.crew.wait(_POLL_S)
+            if event is not None and event.message["kind"] in ("done", "failed", "died", "stopped"):
+                job = self.jobs.pop(event.worker, None)
+                if job is not None and event.message["kind"] == "done":
+                    self._judged(self.trials[job.number], job, event.message["result"])
+        for worker in self.jobs:
+            self.crew.kill(worker)
+        if number == signal.SIGINT:
+            self._conclude(hurried=True)
+        self.study.note("interrupted", signal=number)
+        raise Interrupted(
+            f"stopped after {len(self.trials)} trials; everything is saved in {self.study.path}",
+            signal_number=number,
+            fix=f"give the same command again to continue, with --out {self.study.path}",
+        )
+
+    # Inside
+
+    def _answer(
+        self, worker: int, message: Mapping[str, Any], *, say: bool = False
+    ) -> Mapping[str, Any]:
+        """Gives an idle worker something to do and waits for it. Others may go on meanwhile."""
+        deaths = 0
+        self.crew.send(worker, message)
+        while True:
+            event = self.crew.wait(_POLL_S)
+            if self.stop and message["do"] != "finish":
+                self._interrupted()
+            if event is None:
+                continue
+            if event.worker != worker:
+                self._take(event)
+                continue
+            told = event.message
+            match told["kind"]:
+                case "done":
+                    return told
+                case "failed":
+                    raise _error_of(told)
+                case "died" | "stopped":
+                    deaths += 1
+                    if deaths > MAX_RETRIES:
+                        raise TrainingError(
+                            f"a worker cannot {message['do']}: {told['message']}",
+                            fix=f"see {storage.shown(self.study.path / 'workers.log')}",
+                        )
+                    if message["do"] != "open":
+                        opening = {"do": "open", "data": self.wanted.data}
+                        self._answer(worker, {**opening, "config": self.wanted.config.to_toml()})
+                    if message["do"] == "finish" and self.study.final_path.exists():
+                        storage.discard_folder([self.study.final_path])
+                    self.crew.send(worker, message)
+                case "line" if say:
+                    self.say(told["text"])
+                case _:
+                    pass
+
+    def _config_of(self, trial: Trial, *, for_a_worker: bool = False) -> Config:
+        config = self.config.with_settings(trial.settings)
+        if for_a_worker and self.crew.size > 1 and config.machine.threads is None:
+            threads = max(1, self.facts.machine.usable_cores // self.crew.size)
+            config = config.with_settings({"machine.threads": threads})
+        return config
+
+    def _keep(self, trial: Trial) -> None:
+        """Writes a trial down; on a full disk, after others have made room for it."""
+        self.trials[trial.number] = trial
+        while True:
+            try:
+                self.study.write_trial(trial)
+            except StorageError as error:
+                self._make_room(error.message)
+            else:
+                break
+        if self.mirror is not None:
+            self.mirror.show(trial)
+
+    def _sorted(self) -> list[Trial]:
+        return [self.trials[number] for number in sorted(self.trials)]
+
+
+def _check(wanted: _Wanted, workers: int) -> None:
+    if wanted.config.train.minutes is not None:
+        raise UsageError(
+            "train.minutes is the length of one training, and a search needs its own",
+            fix="give --minutes to the search, and train.epochs for a trial if you like",
+        )
+    if wanted.minutes is None and wanted.trials is None:
+        raise UsageError(
+            "a search needs to know how long it may take", fix="give --minutes or --trials"
+        )
+    for name, value in (("minutes", wanted.minutes), ("trials", wanted.trials)):
+        if value is not None and not value > 0:
+            raise UsageError(f"{name} = {value:g}: a search needs more than none")
+    if workers < 1:
+        raise UsageError(f"workers = {workers}: somebody has to do it")
+    for what, value, known in (
+        ("sampler", wanted.sampler, SAMPLERS),
+        ("way to promote", wanted.promotion, PROMOTIONS),
+    ):
+        if value not in known:
+            raise UsageError(f"there is no {what} '{value}'", fix=f"known are: {', '.join(known)}")
+    if wanted.sampler in ("grid", "qmc", "cmaes") and callable(wanted.space):
+        raise UsageError(
+            f"the sampler '{wanted.sampler}' has to know the whole space, and yours is a function",
+            fix="use tpe, gp or random, or give the space as a mapping",
+        )
+
+
+def _space_of(space: AnySpace | None) -> Space | OwnSpace | None:
+    if isinstance(space, str | Path):
+        return spaces.read(Path(space))
+    if space is None or isinstance(space, Space):
+        return space
+    if isinstance(space, Mapping):
+        return Space.of(space)
+    return space
+
+
+def _error_of(told: Mapping[str, Any]) -> VidiError:
+    """An error that happened in a worker, here."""
+    kinds: tuple[type[VidiError], ...] = (
+        UsageError,
+        DataError,
+        MismatchError,
+        StorageError,
+        TrainingError,
+    )
+    for kind in kinds:
+        if kind.exit_code == told["exit_code"]:
+            return kind(str(told["message"]), fix=str(told["fix"]))
+    error = VidiError(str(told["message"]), fix=str(told["fix"]))
+    error.exit_code = int(told["exit_code"])  # type: ignore[misc]
+    return error
+
+
+def _is_open(config: Config, name: str) -> bool:
+    section, field_name = name.split(".")
+    return getattr(getattr(config, section), field_name) is None
+
+
+def _spent(study: Study) -> float:
+    """Seconds that earlier calls took, by the log of events."""
+    spent_s = began_at = last_at = 0.0
+    for event in study.events.read():
+        if event["event"] == "began":
+            spent_s += last_at - began_at
+            began_at = event["at"]
+        last_at = event["at"]
+    return max(0.0, spent_s + last_at - began_at)
+
+
+def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """As it will be read back."""
+    found: dict[str, Any] = json.loads(json.dumps(value))
+    return found
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

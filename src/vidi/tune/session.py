@@ -1,0 +1,179 @@
+"""What a worker does: it opens the data once and advances trials, one after another.
+
+A message in is a JSON object that says what to do; messages out say how far it is, and the last
+one what came of it. The same session runs in a process beside the search and on a Ray cluster.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, final
+
+from vidi.config import parse
+from vidi.errors import Interrupted, UsageError, VidiError
+from vidi.train.loop import Progress
+from vidi.train.trial import Shared, advance, conclude, copy_run, shorten
+
+# Progress is told at most so often; a worker that tells nothing for long is taken to hang.
+TELL_EVERY_S: Final = 0.5
+# How long the first steps are timed, to know what a trial costs.
+TIMED_S: Final = 3.0
+
+Send = Callable[[Mapping[str, Any]], None]
+
+
+@final
+class Session:
+    """The data of one search, open, and what is done with them."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._shared: Shared | None = None
+        self._told_at = 0.0
+
+    def handle(self, message: Mapping[str, Any]) -> None:
+        """Does what `message["do"]` names, and sends what came of it, errors too.
+
+        Raises Interrupted only, after it was sent.
+        """
+        try:
+            match message["do"]:
+                case "open":
+                    answer = self._open(message)
+                case "time":
+                    answer = self._time(message)
+                case "advance":
+                    answer = self._advance(message)
+                case "finish":
+                    answer = self._finish(message)
+                case other:
+                    raise UsageError(f"a worker cannot {other!r}")
+        except Interrupted as error:
+            self._send({"kind": "stopped", "message": error.message})
+            raise
+        except VidiError as error:
+            self._send(
+                {
+                    "kind": "failed",
+                    "error": type(error).__name__,
+                    "message": error.message,
+                    "fix": error.fix,
+                    "exit_code": error.exit_code,
+                }
+            )
+        except Exception as error:
+            self._send(
+                {
+                    "kind": "failed",
+                    "error": type(error).__name__,
+                    "message": f"{type(error).__name__}: {error}",
+                    "fix": "",
+                    "exit_code": 6,
+                }
+            )
+        else:
+            self._send({"kind": "done", **answer})
+
+    def close(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
+
+    def _open(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        config = parse(message["config"], origin="the search's config")
+        self._shared = Shared(message["data"], config, say=self._say)
+        facts = self._shared.facts
+        return {"facts": facts.model_dump(mode="json")}
+
+    def _time(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """What a trial of that config costs, measured on its first steps, which are thrown away."""
+        config = parse(message["config"], origin="the search's config")
+        with tempfile.TemporaryDirectory(prefix="vidi-time-") as folder:
+            first_at = last_at = 0.0
+            first_step = last_step = 0
+
+            def tell(what: str | Progress) -> None:
+                nonlocal first_at, last_at, first_step, last_step
+                self._tell(what)
+                if isinstance(what, Progress) and what.phase == "train":
+                    last_at, last_step = time.monotonic(), what.step
+                    if not first_at:
+                        first_at, first_step = last_at, last_step
+
+            began_at = time.monotonic()
+            result = advance(
+                Path(folder) / "run",
+                self._opened(),
+                config,
+                deadline=began_at + float(message.get("seconds", TIMED_S)),
+                tell=tell,
+            )
+            seconds = (last_at - first_at) / max(1, last_step - first_step)
+            start_s = first_at - began_at
+        return {
+            "seconds_per_step": seconds or (time.monotonic() - began_at) / max(1, result.step),
+            "start_s": start_s,
+            "horizon_steps": result.horizon_steps,
+        }
+
+    def _advance(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """One trial, up to a rung or the end."""
+        config = parse(message["config"], origin="the trial's config")
+        left_s = message.get("deadline_s")
+        result = advance(
+            Path(message["path"]),
+            self._opened(),
+            config,
+            rung=message["rung"],
+            rungs=message["shares"],
+            deadline=None if left_s is None else time.monotonic() + float(left_s),
+            tell=self._tell,
+        )
+        return {"result": asdict(result)}
+
+    def _finish(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of a trial, trained to its end, or to an earlier one, and judged: the answer."""
+        source, target = Path(message["source"]), Path(message["path"])
+        config = parse(message["config"], origin="the trial's config")
+        if not target.exists():
+            copy_run(source, target)
+        if message["last_step"] is not None:
+            shorten(target, int(message["last_step"]))
+        left_s = message.get("deadline_s")
+        deadline = None if left_s is None else time.monotonic() + float(left_s)
+        result = advance(target, self._opened(), config, deadline=deadline, tell=self._tell)
+        if not result.finished:
+            # Slower than it was: the learning rate falls over a few more steps, and that is it.
+            shorten(target, min(result.horizon_steps, result.step + max(1, result.step // 50)))
+            result = advance(target, self._opened(), config, tell=self._tell)
+        conclude(target, self._opened(), config, tell=self._tell)
+        return {"result": asdict(result)}
+
+    def _opened(self) -> Shared:
+        if self._shared is None:
+            raise UsageError("a worker has to open the data first")
+        return self._shared
+
+    def _say(self, line: str) -> None:
+        self._send({"kind": "line", "text": line})
+
+    def _tell(self, what: str | Progress) -> None:
+        if isinstance(what, str):
+            self._say(what)
+            return
+        for note in what.notes:
+            self._say(note)
+        now = time.monotonic()
+        if now - self._told_at >= TELL_EVERY_S:
+            self._told_at = now
+            self._send(
+                {
+                    "kind": "progress",
+                    "phase": what.phase,
+                    "step": what.step,
+                    "last_step": what.last_step,
+                }
+            )

@@ -1,0 +1,166 @@
+"""Worker processes of a search: started once, kept warm, replaced when they die."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple, Protocol, final
+
+# How long a worker may take to save and stop before it is killed.
+GRACE_S: Final = 20.0
+
+
+class Event(NamedTuple):
+    """What a worker sent; kind "died" when its process is gone, with the reason in "message"."""
+
+    worker: int
+    message: Mapping[str, Any]
+
+
+class Crew(Protocol):
+    """Workers by number, 0 to `size` - 1; processes here, actors on a Ray cluster."""
+
+    @property
+    def size(self) -> int: ...
+
+    def send(self, worker: int, message: Mapping[str, Any]) -> None:
+        """Gives it something to do; it must have nothing else to do."""
+
+    def wait(self, timeout_s: float) -> Event | None:
+        """The next event of any of them; None when there was none for so long."""
+
+    def stop(self, worker: int) -> None:
+        """Asks it to save what it is doing and stop; it stays there for what comes next."""
+
+    def kill(self, worker: int) -> None:
+        """Ends it at once; an event of its death follows, and another takes its place when it is
+        sent something."""
+
+    def close(self) -> None: ...
+
+
+@final
+class Processes:
+    """A crew of processes on this machine."""
+
+    def __init__(self, size: int, log_path: Path) -> None:
+        """log_path: what their libraries print, and what is said when one crashes."""
+        self._size = size
+        self._log_path = log_path
+        self._events: queue.SimpleQueue[tuple[int, int, Mapping[str, Any]]] = queue.SimpleQueue()
+        self._processes: dict[int, subprocess.Popen[str]] = {}
+        # How often each place was filled: what a process sent that is gone is not listened to.
+        self._lives = [0] * size
+        for worker in range(size):
+            self._start(worker)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def send(self, worker: int, message: Mapping[str, Any]) -> None:
+        process = self._processes.get(worker)
+        if process is None or process.poll() is not None:
+            process = self._start(worker)
+        assert process.stdin is not None
+        # One that dies at this moment is heard of as an event.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+
+    def wait(self, timeout_s: float) -> Event | None:
+        until = time.monotonic() + timeout_s
+        while True:
+            try:
+                worker, life, message = self._events.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                return None
+            if life == self._lives[worker]:
+                return Event(worker, message)
+
+    def stop(self, worker: int) -> None:
+        self._signal(worker, signal.SIGTERM)
+
+    def kill(self, worker: int) -> None:
+        self._signal(worker, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Ends all; nothing is lost by it but the steps since the last checkpoints."""
+        for worker, process in self._processes.items():
+            self._lives[worker] += 1
+            if process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    process.stdin.close()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _signal(self, worker: int, number: int) -> None:
+        process = self._processes.get(worker)
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    def _start(self, worker: int) -> subprocess.Popen[str]:
+        self._lives[worker] += 1
+        with self._log_path.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "vidi.tune.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                env=_environment(worker, self._size),
+                # What a terminal sends goes to the search alone, which says what is to be done.
+                start_new_session=True,
+            )
+        self._processes[worker] = process
+        reading = threading.Thread(
+            target=self._listen, args=(worker, self._lives[worker], process), daemon=True
+        )
+        reading.start()
+        return process
+
+    def _listen(self, worker: int, life: int, process: subprocess.Popen[str]) -> None:
+        stream: IO[str] | None = process.stdout
+        assert stream is not None
+        for line in stream:
+            # Half a line is all that a killed process may have left.
+            with contextlib.suppress(json.JSONDecodeError):
+                self._events.put((worker, life, json.loads(line)))
+        code = process.wait()
+        self._events.put((worker, life, {"kind": "died", "message": _why_died(code)}))
+
+
+def _why_died(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "its process was killed (by the system, perhaps, when memory ran out)"
+    if code < 0:
+        return f"its process died of {signal.Signals(-code).name}"
+    return f"its process ended with status {code}"
+
+
+def _environment(worker: int, size: int) -> dict[str, str]:
+    """Each worker has its own graphics card, where there are several."""
+    environment = dict(os.environ)
+    asked = environment.get("CUDA_VISIBLE_DEVICES")
+    cards = (
+        [card for card in asked.split(",") if card]
+        if asked is not None
+        else [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
+    )
+    if size > 1 and cards:
+        environment["CUDA_VISIBLE_DEVICES"] = sorted(cards)[worker % len(cards)]
+    return environment
