@@ -18,17 +18,19 @@ test: $(VENV)/dev
 
 ## test-slow: kills at random moments, the report in a real browser, a long fuzz of the decoder
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m "slow and not gpu" tests/faults tests/report tests/train/test_training.py tests/serve tests/predict tests/test_image_fuzz.py tests/data/test_loader.py
+	$(BIN)/python -m pytest -m "slow and not gpu" tests/faults tests/report tests/train/test_training.py tests/serve tests/predict tests/test_image_fuzz.py tests/data/test_loader.py tests/tune
 
 ## test-all: everything, the largest networks of the zoo too
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -m "not gpu"
 
 KILLS ?= 1000
+TUNE_KILLS ?= 100
 ## soak: kill a training at random moments, KILLS times, and compare every byte of what it ends with;
-## ask a server 50,000 times and look at its memory
+## kill a search TUNE_KILLS times and compare its trials; ask a server 50,000 times and look at its memory
 soak: $(VENV)/dev
 	VIDI_KILLS=$(KILLS) $(BIN)/python -m pytest -m slow tests/train/test_training.py -k random_moments
+	VIDI_TUNE_KILLS=$(TUNE_KILLS) $(BIN)/python -m pytest -m slow tests/tune/test_processes.py -k random_moments
 	VIDI_REQUESTS=50000 $(BIN)/python -m pytest -m slow tests/serve tests/predict
 
 ## check: formatter, linter, types

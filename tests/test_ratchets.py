@@ -82,7 +82,7 @@ def test_imports_point_down(module: Path) -> None:
 
 
 # Taken by the functions of the same name: `from vidi import train` is the function.
-COMMANDS = {"train", "plan", "evaluate", "report", "export", "serve", "suspects", "fit"}
+COMMANDS = {"train", "plan", "evaluate", "report", "export", "serve", "suspects", "fit", "tune"}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,13 @@ def test_no_module_takes_a_command_for_a_module(path: Path) -> None:
 
 
 PUBLIC = {
+    "tune": "(data: 'str | Path', config: 'Config | None' = None, *, settings: 'Mapping[str, "
+    "object] | None' = None, space: 'AnySpace | None' = None, minutes: 'float | None' = "
+    "None, trials: 'int | None' = None, sampler: 'Sampler' = 'tpe', promotion: 'Promotion' "
+    "= 'asha', patience: 'int' = 0, seed: 'int' = 0, workers: 'int' = 1, ray: 'str | None' "
+    "= None, storage_url: 'str | None' = None, timeout_s: 'float' = 300.0, out: 'str | "
+    "Path | None' = None, show: 'Callable[[Any], None] | None' = None, started_at: 'float "
+    "| None' = None) -> 'Study'",
     "ablate": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, factors: 'Sequence[str]' = (), "
     "seeds: 'int' = 3, minutes: 'float | None' = None, out: 'str | Path | None' = None, "
@@ -183,6 +190,25 @@ def test_a_command_stays_a_function_after_its_module_was_imported() -> None:
 
 
 OPTIONS = {
+    "tune": {
+        "--minutes",
+        "--trials",
+        "--space",
+        "--sampler",
+        "--promotion",
+        "--patience",
+        "--seed",
+        "--workers",
+        "--ray",
+        "--storage",
+        "--timeout",
+        "--out",
+        "--model",
+        "--epochs",
+        "--config",
+        "--set",
+        "--json",
+    },
     "fit": {"--minutes", "--out", "--to", "--model", "--config", "--set", "--json"},
     "ablate": {
         "--factors",

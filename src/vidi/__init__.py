@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vidi.train import train
     from vidi.tune.ablate import ablate
     from vidi.tune.fitting import fit
+    from vidi.tune.search import tune
 
 __version__ = "0.1.0"
 
@@ -71,6 +72,7 @@ __all__ = [
     "suspects",
     "tensorboard",
     "train",
+    "tune",
 ]
 
 # Public name -> the module that owns it.
@@ -103,6 +105,7 @@ _OWNERS = {
     "serve": "vidi.serve",
     "suspects": "vidi.suspects",
     "train": "vidi.train",
+    "tune": "vidi.tune.search",
 }
 
 

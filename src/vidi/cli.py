@@ -307,6 +307,141 @@ def fit(
 
 
 @app.command()
+def tune(
+    data: Data,
+    minutes: Minutes = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            "--trials", metavar="N", min=1, help="How many trials to begin.", show_default=False
+        ),
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            "--space",
+            metavar="FILE",
+            help="What to try: a table [space] as TOML, or module:function.  [default: what is "
+            "worth trying on such images]",
+            show_default=False,
+        ),
+    ] = None,
+    sampler: Annotated[
+        str,
+        typer.Option(
+            "--sampler", metavar="NAME", help="tpe, gp, cmaes, qmc, random or grid: what is next."
+        ),
+    ] = "tpe",
+    promotion: Annotated[
+        str,
+        typer.Option(
+            "--promotion",
+            metavar="RULE",
+            help="asha, pasha, halving, median or none: which trials go on.",
+        ),
+    ] = "asha",
+    patience: Annotated[
+        int,
+        typer.Option(
+            "--patience", metavar="N", min=0, help="End when N trials were no better; 0: never."
+        ),
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the suggestions.")] = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", min=1, help="Trials at the same time.")
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help='Run the workers on a Ray cluster; "local" starts one here.',
+            show_default=False,
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            metavar="URL",
+            help="A database server for Optuna's dashboard, instead of a file in the study.",
+            show_default=False,
+        ),
+    ] = None,
+    timeout_s: Annotated[
+        float,
+        typer.Option("--timeout", metavar="S", min=1, help="End a trial that is silent so long."),
+    ] = 300.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where the study is kept; a stopped one there is continued.  "
+            "[default: a new one in studies/]",
+            show_default=False,
+        ),
+    ] = None,
+    model: Model = None,
+    epochs: Epochs = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search the settings that are best for your images, and train the answer.
+
+    Give the same command again to continue a stopped search. --minutes are for everything.
+    """
+    from vidi import Run
+    from vidi import tune as run_search
+    from vidi.show import display
+
+    asked = _asked(config, settings, model=model, epochs=epochs, minutes=None)
+    with display(quiet=as_json) as show:
+        study = run_search(
+            data,
+            asked,
+            space=space,
+            minutes=minutes,
+            trials=trials,
+            sampler=sampler,  # type: ignore[arg-type]
+            promotion=promotion,  # type: ignore[arg-type]
+            patience=patience,
+            seed=seed,
+            workers=workers,
+            ray=ray,
+            storage_url=storage,
+            timeout_s=timeout_s,
+            out=out,
+            show=show,
+            started_at=STARTED_AT,
+        )
+    final = Run.open(study.final_path)
+    judged = final.evaluated_splits()
+    split = "test" if "test" in judged else "validation"
+    evaluation = _evaluation(final.read_evaluation(split))
+    if as_json:
+        _print_json(
+            {
+                "study": str(study.path),
+                "trials": len(study.trials()),
+                "best": str(study.best_path),
+                "run": str(final.path),
+                "report": str(final.report_path),
+                "split": split,
+                "accuracy": evaluation.accuracy,
+                "accuracy_interval": evaluation.accuracy_interval,
+                "n_evaluated": evaluation.n_evaluated,
+            }
+        )
+        return
+    _print_evaluation(evaluation)
+    typer.echo(f"report:  {final.report_path}")
+    typer.echo(f"config:  vidi train DATA --config {shlex.quote(str(study.best_path))}")
+    typer.echo(f"predict: vidi predict {shlex.quote(str(final.path))} IMAGES...")
+
+
+@app.command()
 def plan(
     data: Data,
     model: Model = None,

@@ -26,6 +26,8 @@ NOT_SEARCHED: Final[Mapping[str, str]] = {
     "data.validation_fraction": "all trials are judged by the same images",
     "data.test_fraction": "all trials are judged by the same images",
     "data.split_seed": "all trials are judged by the same images",
+    "data.folds": "all trials are judged by the same images",
+    "data.fold": "all trials are judged by the same images",
     "data.unreadable": "all trials see the same images",
     "data.max_unreadable_fraction": "all trials see the same images",
     "data.cache_dir": "it is a place, not a choice",

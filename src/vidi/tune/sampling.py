@@ -111,7 +111,7 @@ def _of_optuna(
         study.add_trials([one for one in _history(wish, trials, number) if one is not None])
         trial = study.ask()
         if isinstance(space, Space):
-            settings = {}
+            settings: dict[str, Any] = {}
             for axis in space:
                 if axis.is_active(settings):
                     settings[axis.name] = _asked(trial, axis.label, axis.distribution)

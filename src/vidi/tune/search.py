@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn, final
 
 from vidi import space as spaces
 from vidi import storage
-from vidi.config import Config
+from vidi.config import Config, load
 from vidi.errors import (
     DataError,
     Interrupted,
@@ -23,12 +23,13 @@ from vidi.errors import (
     TrainingError,
     UsageError,
     VidiError,
+    nearest,
 )
 from vidi.facts import Facts
 from vidi.plan import choose_model, make
 from vidi.signals import Stop, watched
 from vidi.space import Distribution, Space
-from vidi.study import Rung, Study, Trial, default_study_path
+from vidi.study import Rung, Status, Study, Trial, default_study_path
 from vidi.tune.budget import Clock, divide, judging_seconds, slack
 from vidi.tune.mirror import Mirror, show_all
 from vidi.tune.rungs import PROMOTIONS, Action, Promotion, Rules, best_of, next_action, ranked
@@ -65,6 +66,7 @@ def tune(
     patience: int = 0,
     seed: int = 0,
     workers: int = 1,
+    ray: str | None = None,
     storage_url: str | None = None,
     timeout_s: float = TIMEOUT_S,
     out: str | Path | None = None,
@@ -88,6 +90,8 @@ def tune(
         patience: end when so many trials in a row were no better than the best; 0: never.
         seed: of the suggestions; `train.seed` is that of the trainings.
         workers: processes that train at the same time.
+        ray: the address of a Ray cluster to run them on ("local" starts one here); images and study
+            have to lie on a disk that all its machines see. Processes of this machine if left out.
         storage_url: a database server for Optuna's dashboard instead of a file in the study.
         timeout_s: a trial that tells nothing for so long is ended and counts as failed.
         out: the study's directory; one that was stopped is continued. A new one under `studies/`
@@ -131,14 +135,22 @@ def tune(
         if not fresh:
             study.go_on(config, wanted.asked, kind="tune", may_change=("minutes", "trials"))
             say(f"continuing {study.path}: {len(study.trials())} trials so far")
-        log_path = study.path / "workers.log"
         with (
-            contextlib.closing(Processes(workers, log_path)) as crew,
+            contextlib.closing(_crew(study, workers, ray)) as crew,
             watched() as stop,
             contextlib.closing(_Search(wanted, study, crew, stop, say, started_at)) as search,
         ):
             search.run()
     return study
+
+
+def _crew(study: Study, workers: int, ray: str | None) -> Crew:
+    if ray is not None:
+        # Its package is an extra.
+        from vidi.tune.cluster import Actors  # noqa: PLC0415
+
+        return Actors(workers, ray)
+    return Processes(workers, study.path / "workers.log")
 
 
 @dataclass(frozen=True)
@@ -231,9 +243,8 @@ class _Search:
     def _opened(self) -> Facts:
         """All workers have the data open; the first one decodes them for all."""
         facts: Facts | None = None
-        message = {"do": "open", "data": self.wanted.data, "config": self.wanted.config.to_toml()}
         for worker in range(self.crew.size):
-            answer = self._answer(worker, message, say=worker == 0)
+            answer = self._answer(worker, self._opening, say=worker == 0)
             facts = facts or Facts.model_validate(answer["facts"])
         assert facts is not None
         before = self.study.decided.get("fingerprint", facts.dataset.fingerprint)
@@ -403,7 +414,7 @@ class _Search:
             worker,
             {
                 "do": "advance",
-                "path": str(self.study.trial_run_path(trial.number)),
+                "path": str(self.study.trial_run_path(trial.number).resolve()),
                 "config": self._config_of(trial, for_a_worker=True).to_toml(),
                 "rung": action.rung,
                 "shares": list(self.rules.shares),
@@ -429,6 +440,8 @@ class _Search:
     def _take(self, event: Event) -> None:
         job = self.jobs.get(event.worker)
         if job is None:
+            if event.message["kind"] == "died":
+                self._answer(event.worker, self._opening)
             return
         job.heard_at = time.monotonic()
         message, trial = event.message, self.trials[job.number]
@@ -460,7 +473,7 @@ class _Search:
         # One that went straight through was not looked at on the way: all rungs are this one then.
         missing = (rung,) * (reached + 1 - len(trial.rungs))
         rungs = (*trial.rungs[: reached + 1], *missing)
-        status = "finished" if result["finished"] else "paused"
+        status: Status = "finished" if result["finished"] else "paused"
         share = self.rules.shares[reached]
         told = replace(trial, rungs=rungs, status=status, reason=f"judged at {share:.0%}")
         self._keep(told)
@@ -501,8 +514,7 @@ class _Search:
         else:
             self._retry(trial, why)
         # The new process in its place needs the data.
-        message = {"do": "open", "data": self.wanted.data, "config": self.wanted.config.to_toml()}
-        self._answer(worker, message)
+        self._answer(worker, self._opening)
 
     def _retry(self, trial: Trial, why: str) -> None:
         if trial.retries >= MAX_RETRIES:
@@ -539,7 +551,7 @@ class _Search:
         """
         trials = self._sorted()
         busy = {job.number for job in self.jobs.values()}
-        kept = {trial.number for trial in trials[:0]}
+        kept: set[int] = set()
         for reached in range(1, len(self.rules.shares) + 1):
             here = ranked(trials, reached)
             kept |= {one.number for one in here[: max(1, len(here) // ETA)]}
@@ -586,8 +598,8 @@ class _Search:
             storage.discard_folder([self.study.final_path])
         message = {
             "do": "finish",
-            "source": str(run.path),
-            "path": str(self.study.final_path),
+            "source": str(run.path.resolve()),
+            "path": str(self.study.final_path.resolve()),
             "config": self._config_of(best, for_a_worker=True).to_toml(),
             "last_step": last_step,
             "deadline_s": left_s,
@@ -624,6 +636,13 @@ class _Search:
 
     # Inside
 
+    @property
+    def _opening(self) -> dict[str, Any]:
+        wanted = self.wanted
+        # Others may work in another folder.
+        data = str(Path(wanted.data).resolve()) if Path(wanted.data).exists() else wanted.data
+        return {"do": "open", "data": data, "config": wanted.config.to_toml()}
+
     def _answer(
         self, worker: int, message: Mapping[str, Any], *, say: bool = False
     ) -> Mapping[str, Any]:
@@ -653,8 +672,7 @@ class _Search:
                             fix=f"see {storage.shown(self.study.path / 'workers.log')}",
                         )
                     if message["do"] != "open":
-                        opening = {"do": "open", "data": self.wanted.data}
-                        self._answer(worker, {**opening, "config": self.wanted.config.to_toml()})
+                        self._answer(worker, self._opening)
                     if message["do"] == "finish" and self.study.final_path.exists():
                         storage.discard_folder([self.study.final_path])
                     self.crew.send(worker, message)
@@ -702,12 +720,15 @@ def _check(wanted: _Wanted, workers: int) -> None:
             raise UsageError(f"{name} = {value:g}: a search needs more than none")
     if workers < 1:
         raise UsageError(f"workers = {workers}: somebody has to do it")
-    for what, value, known in (
-        ("sampler", wanted.sampler, SAMPLERS),
-        ("way to promote", wanted.promotion, PROMOTIONS),
-    ):
-        if value not in known:
-            raise UsageError(f"there is no {what} '{value}'", fix=f"known are: {', '.join(known)}")
+    if wanted.sampler not in SAMPLERS:
+        raise UsageError(
+            f"there is no sampler '{wanted.sampler}'", fix=nearest(wanted.sampler, SAMPLERS)
+        )
+    if wanted.promotion not in PROMOTIONS:
+        raise UsageError(
+            f"there is no way to promote '{wanted.promotion}'",
+            fix=nearest(wanted.promotion, PROMOTIONS),
+        )
     if wanted.sampler in ("grid", "qmc", "cmaes") and callable(wanted.space):
         raise UsageError(
             f"the sampler '{wanted.sampler}' has to know the whole space, and yours is a function",
@@ -716,6 +737,9 @@ def _check(wanted: _Wanted, workers: int) -> None:
 
 
 def _space_of(space: AnySpace | None) -> Space | OwnSpace | None:
+    if isinstance(space, str) and ":" in space and not Path(space).exists():
+        own: OwnSpace = load(space)
+        return own
     if isinstance(space, str | Path):
         return spaces.read(Path(space))
     if space is None or isinstance(space, Space):

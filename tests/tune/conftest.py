@@ -1,0 +1,144 @@
+"""A crew that trains nothing: what a search does with what its workers say, in milliseconds."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vidi.config import parse
+from vidi.facts import DatasetFacts, Facts, Machine
+from vidi.run import Run
+from vidi.tune import search
+from vidi.tune.mirror import Mirror
+from vidi.tune.workers import Event
+
+FACTS = Facts(
+    dataset=DatasetFacts(
+        name="made up",
+        fingerprint="f",
+        classes=("a", "b"),
+        counts={"train": (640, 640), "validation": (100, 100), "test": (100, 100)},
+        height_px=(32, 32, 32),
+        width_px=(32, 32, 32),
+        grey=False,
+        split_rule="folders",
+    ),
+    machine=Machine(
+        platform="p",
+        processor="p",
+        physical_cores=2,
+        usable_cores=2,
+        memory_bytes=1 << 33,
+        cpu_bfloat16=False,
+        python="3",
+        torch="2",
+    ),
+)
+
+
+class Killed(BaseException):
+    """What a kill of the search is in these tests: nothing of it runs any more."""
+
+
+class Imagined:
+    """Workers whose trainings are formulas.
+
+    misdeed: asked before each message is done; what it returns is sent instead of the answer, and
+    None lets it be done.
+    """
+
+    def __init__(self, misdeed: Callable[[Mapping[str, Any]], Any] | None = None) -> None:
+        self.misdeed = misdeed or (lambda _: None)
+        self.advanced: list[tuple[str, int]] = []
+        self.sent: list[Mapping[str, Any]] = []
+        self.killed: list[int] = []
+        self.events: deque[Event] = deque()
+        self.size = 1
+
+    def __call__(self, size: int, log_path: Path) -> Imagined:
+        del log_path
+        self.size = size
+        self.events.clear()
+        return self
+
+    def send(self, worker: int, message: Mapping[str, Any]) -> None:
+        self.sent.append(message)
+        answer = self.misdeed(message) or self._done(message)
+        if answer != "silence":
+            self.events.append(Event(worker, answer))
+
+    def wait(self, timeout_s: float) -> Event | None:
+        del timeout_s
+        return self.events.popleft() if self.events else None
+
+    def stop(self, worker: int) -> None:
+        self.events.append(Event(worker, {"kind": "stopped", "message": ""}))
+
+    def kill(self, worker: int) -> None:
+        self.killed.append(worker)
+        self.events.append(Event(worker, {"kind": "died", "message": "killed"}))
+
+    def close(self) -> None:
+        pass
+
+    def _done(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        match message["do"]:
+            case "open":
+                return {"kind": "done", "facts": FACTS.model_dump(mode="json")}
+            case "time":
+                return {"kind": "done", "seconds_per_step": 0.01, "start_s": 0.1}
+            case "finish":
+                Run.create(Path(message["path"]), texts={"config": message["config"]})
+                return {"kind": "done", "result": {}}
+        path, share = Path(message["path"]), message["shares"][message["rung"]]
+        self.advanced.append((path.name, message["rung"]))
+        step = round(share * 90)
+        if not Run.exists(path):
+            run = Run.create(path, texts={"config": message["config"], "plan": PLAN})
+            with run.lock():
+                run.save_checkpoint(step, {"model.safetensors": b"x"}, {})
+        rate = parse(message["config"]).train.learning_rate or 0.2
+        accuracy = (1 - abs(math.log10(rate) + 1) / 5) * (0.5 + share / 2)
+        result = {
+            "step": step,
+            "accuracy": accuracy,
+            "log_loss": 1 - accuracy,
+            "seconds": 0.01,
+            "finished": share == 1.0,
+        }
+        return {"kind": "done", "result": result}
+
+
+PLAN = '{"horizon_steps": 90}'
+
+
+class NoMirror:
+    """Making a database takes half a second, which most tests here need not wait for."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def show(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def imagined(monkeypatch: pytest.MonkeyPatch) -> Imagined:
+    crew = Imagined()
+    monkeypatch.setattr(search, "Processes", crew)
+    monkeypatch.setattr(search, "Mirror", NoMirror)
+    return crew
+
+
+@pytest.fixture
+def with_database(imagined: Imagined, monkeypatch: pytest.MonkeyPatch) -> Imagined:
+    monkeypatch.setattr(search, "Mirror", Mirror)
+    return imagined

@@ -1,0 +1,377 @@
+"""A search keeps its word whatever its workers, its disk and its user do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import optuna
+import pytest
+
+import vidi
+from vidi import storage
+from vidi.config import Config, parse
+from vidi.errors import (
+    ConfigError,
+    DataError,
+    Interrupted,
+    InUseError,
+    MismatchError,
+    StorageError,
+    TrainingError,
+    UsageError,
+)
+from vidi.space import choice, log_uniform
+from vidi.study import Study, Trial
+
+from .conftest import Imagined, Killed
+
+SPACE = {
+    "train.learning_rate": log_uniform(1e-3, 1.0),
+    "train.label_smoothing": choice(0.0, 0.1),
+}
+COMMON: dict[str, Any] = {
+    "settings": {"model.name": "mlp", "train.epochs": 9, "train.batch_size": 64},
+    "space": SPACE,
+    "trials": 9,
+}
+
+
+def searched(out: Path, **changes: Any) -> Study:
+    return vidi.tune("made up", out=out, **{**COMMON, **changes})
+
+
+def told(trials: tuple[Trial, ...]) -> list[Any]:
+    """What must not depend on kills."""
+    return [
+        (one.number, one.settings, one.status, [(r.step, r.accuracy) for r in one.rungs])
+        for one in trials
+    ]
+
+
+def test_a_search_ends_with_an_answer(tmp_path: Path, imagined: Imagined) -> None:
+    study = searched(tmp_path / "s")
+    trials = study.trials()
+    assert len(trials) == 9
+    assert {one.status for one in trials} == {"paused", "finished"}
+    assert len(imagined.advanced) == len(set(imagined.advanced))
+    finished = [one for one in trials if one.status == "finished"]
+    best = max(finished, key=lambda one: one.rungs[-1].accuracy)
+    config = parse(study.best_path.read_text())
+    assert config.train.learning_rate == best.settings.get("train.learning_rate")
+    assert config.train.epochs == 9
+    assert vidi.Run.exists(study.final_path)
+    kinds = [event["event"] for event in study.events.read()]
+    assert kinds[0] == "began"
+    assert kinds[-1] == "ended"
+
+
+def test_dashboards_see_every_trial(tmp_path: Path, with_database: Imagined) -> None:
+    del with_database
+    study = searched(tmp_path / "s")
+    shown = optuna.load_study(study_name="s", storage=study.database_url)
+    states = [one.state.name for one in shown.trials]
+    ours = {"finished": "COMPLETE", "paused": "PRUNED"}
+    assert states == [ours[one.status] for one in study.trials()]
+    for one, trial in zip(shown.trials, study.trials(), strict=True):
+        assert list(one.intermediate_values.values()) == [rung.accuracy for rung in trial.rungs]
+
+
+def test_a_damaged_database_is_named_and_made_again(
+    tmp_path: Path, with_database: Imagined
+) -> None:
+    imagined = with_database
+    study = searched(tmp_path / "s")
+    good = len(optuna.load_study(study_name="s", storage=study.database_url).trials)
+    data = study.database_path.read_bytes()
+    lines: list[str] = []
+    for damage in (data[: len(data) // 2], b"no database at all" * 999, data[:100]):
+        study.database_path.write_bytes(damage)
+        lines.clear()
+        searched(tmp_path / "s", show=lines.append)
+        assert any("study.db is damaged" in line for line in lines)
+        shown = optuna.load_study(study_name="s", storage=study.database_url)
+        assert len(shown.trials) == good
+    assert len(imagined.advanced) == len(set(imagined.advanced))
+
+
+def test_kills_at_any_moment_lose_nothing_and_change_no_suggestion(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    whole = told(searched(tmp_path / "whole").trials())
+    random = Random(11)
+    for attempt in range(4):
+        imagined.advanced.clear()
+        left = 0
+
+        def maybe(message: Mapping[str, Any]) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            del message
+
+        imagined.misdeed = maybe
+        for _ in range(200):
+            left = random.randrange(3, 8)
+            try:
+                searched(tmp_path / f"killed{attempt}")
+            except Killed:
+                continue
+            break
+        else:
+            raise AssertionError("it never ends")
+        assert told(Study.open(tmp_path / f"killed{attempt}").trials()) == whole
+        assert len(imagined.advanced) == len(set(imagined.advanced))
+
+
+def test_more_trials_go_on_where_the_search_ended(tmp_path: Path, imagined: Imagined) -> None:
+    before = searched(tmp_path / "s").trials()
+    imagined.advanced.clear()
+    after = searched(tmp_path / "s", trials=12).trials()
+    assert len(after) == 12
+    assert [one.settings for one in after[:9]] == [one.settings for one in before]
+    assert len(imagined.advanced) == len(set(imagined.advanced))
+
+
+def test_another_request_is_refused_by_name(tmp_path: Path, imagined: Imagined) -> None:
+    searched(tmp_path / "s")
+    imagined.sent.clear()
+    for changes, words in (
+        ({"space": {**SPACE, "train.learning_rate": log_uniform(1e-3, 2.0)}}, "learning_rate"),
+        ({"space": {**SPACE, "train.momentum": choice(0.8, 0.9)}}, r"train\.momentum"),
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"sampler": "random"}, "sampler"),
+        ({"settings": {"train.epochs": 4}}, r"train\.epochs"),
+    ):
+        with pytest.raises(MismatchError, match=words):
+            searched(tmp_path / "s", **changes)
+    assert not imagined.sent
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trials": None}, "how long"),
+        ({"trials": 0}, "more than none"),
+        ({"minutes": -1.0}, "more than none"),
+        ({"sampler": "tpee"}, "did you mean 'tpe'"),
+        ({"promotion": "ahsa"}, "did you mean 'asha'"),
+        ({"workers": 0}, "workers"),
+        ({"settings": {"train.minutes": 3}}, "length of one training"),
+        ({"space": "nothing.toml"}, "cannot read the space"),
+        ({"space": lambda config, _: config, "sampler": "grid"}, "whole space"),
+    ],
+)
+def test_requests_that_cannot_be_are_refused_before_anything_is_made(
+    tmp_path: Path, imagined: Imagined, changes: Mapping[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        searched(tmp_path / "s", **changes)
+    assert not (tmp_path / "s").exists()
+    assert not imagined.sent
+
+
+def test_two_searches_do_not_work_in_one_study(tmp_path: Path, imagined: Imagined) -> None:
+    searched(tmp_path / "s")
+    del imagined
+    with Study.open(tmp_path / "s").lock(), pytest.raises(InUseError):
+        searched(tmp_path / "s")
+
+
+def failing(error: str, number: str = "0003") -> Callable[[Mapping[str, Any]], Any]:
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        if message["do"] == "advance" and Path(message["path"]).name == number:
+            told_ = {"error": error, "message": f"{error} in it", "fix": "", "exit_code": 6}
+            return {"kind": "failed", **told_}
+        return None
+
+    return misdeed
+
+
+@pytest.mark.parametrize("error", ["TrainingError", "OutOfMemory", "ConfigError", "RuntimeError"])
+def test_a_trial_that_fails_is_written_down_and_the_search_goes_on(
+    tmp_path: Path, imagined: Imagined, error: str
+) -> None:
+    imagined.misdeed = failing(error)
+    trials = searched(tmp_path / "s").trials()
+    assert len(trials) == 9
+    assert (trials[2].status, trials[2].reason) == ("failed", f"{error} in it")
+    assert all(one.status != "failed" for one in trials if one.number != 3)
+
+
+def test_a_search_whose_trials_all_fail_gives_up(tmp_path: Path, imagined: Imagined) -> None:
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        return failing("TrainingError", Path(message.get("path", "")).name)(message)
+
+    imagined.misdeed = misdeed
+    with pytest.raises(TrainingError, match="all 5 trials failed") as caught:
+        searched(tmp_path / "s")
+    assert caught.value.exit_code == 6
+
+
+def test_a_worker_that_dies_costs_its_trial_a_retry(tmp_path: Path, imagined: Imagined) -> None:
+    deaths = {"0002": 2, "0004": 3}
+
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        name = Path(message.get("path", "")).name
+        if message["do"] == "advance" and deaths.get(name, 0) > 0:
+            deaths[name] -= 1
+            return {"kind": "died", "message": "its process was killed"}
+        return None
+
+    imagined.misdeed = misdeed
+    trials = searched(tmp_path / "s").trials()
+    assert (trials[1].status, trials[1].retries) in (("paused", 2), ("finished", 2))
+    assert (trials[3].status, trials[3].retries) == ("failed", 2)
+    assert "3 times" in trials[3].reason
+    assert len(trials) == 9
+    # Every new process opens the data first.
+    assert len([one for one in imagined.sent if one["do"] == "open"]) == 1 + 5
+
+
+def test_a_trial_that_tells_nothing_is_ended(tmp_path: Path, imagined: Imagined) -> None:
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        hangs = message["do"] == "advance" and Path(message["path"]).name == "0002"
+        return "silence" if hangs else None
+
+    imagined.misdeed = misdeed
+    trials = searched(tmp_path / "s", timeout_s=0.2).trials()
+    assert imagined.killed == [0]
+    assert trials[1].status == "failed"
+    assert "told nothing" in trials[1].reason
+    assert len(trials) == 9
+
+
+def test_on_a_full_disk_the_oldest_losers_make_room(tmp_path: Path, imagined: Imagined) -> None:
+    full = 2
+
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        nonlocal full
+        if message["do"] == "advance" and Path(message["path"]).name == "0008" and full:
+            full -= 1
+            said = {"error": "StorageError", "message": "no space left", "fix": ""}
+            return {"kind": "failed", "exit_code": 74, **said}
+        return None
+
+    imagined.misdeed = misdeed
+    lines: list[str] = []
+    study = searched(tmp_path / "s", show=lines.append)
+    assert len(study.trials()) == 9
+    gone = [line for line in lines if "were let go" in line]
+    assert len(gone) == 2
+    empty = [
+        one.number for one in study.trials() if not study.trial_run(one.number).checkpoint_steps()
+    ]
+    assert len(empty) == 2
+    assert all(study.trials()[number - 1].status == "paused" for number in empty)
+
+
+def test_a_disk_that_stays_full_ends_the_search(tmp_path: Path, imagined: Imagined) -> None:
+    imagined.misdeed = failing("StorageError", "0001")
+    with pytest.raises(StorageError):
+        searched(tmp_path / "s")
+
+
+def test_a_result_that_could_not_be_written_is_found_again(
+    tmp_path: Path, imagined: Imagined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del imagined
+    real, broken = storage.write_file, True
+
+    def write(path: Path, *rest: Any, **more: Any) -> Any:
+        if broken and path.name == "0002.json" and b"judged" in rest[0]:
+            raise StorageError("no space left")
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(storage, "write_file", write)
+    with pytest.raises(StorageError):
+        searched(tmp_path / "s")
+    broken = False
+    trials = searched(tmp_path / "s").trials()
+    assert len(trials) == 9
+    assert all(one.rungs for one in trials)
+
+
+def test_ctrl_c_finishes_the_best_so_far(tmp_path: Path, imagined: Imagined) -> None:
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        if message["do"] == "advance" and Path(message["path"]).name == "0004":
+            os.kill(os.getpid(), signal.SIGINT)
+            return "silence"
+        return None
+
+    imagined.misdeed = misdeed
+    with pytest.raises(Interrupted, match="everything is saved") as caught:
+        searched(tmp_path / "s")
+    assert caught.value.status == 130
+    (finish,) = [one for one in imagined.sent if one["do"] == "finish"]
+    # The learning rate falls over a few more steps.
+    assert 0 < finish["last_step"] < 90
+    study = Study.open(tmp_path / "s")
+    assert vidi.Run.exists(study.final_path)
+    imagined.misdeed = lambda _: None
+    assert len(searched(tmp_path / "s").trials()) == 9
+
+
+def test_sigterm_only_saves(tmp_path: Path, imagined: Imagined) -> None:
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        if message["do"] == "advance" and Path(message["path"]).name == "0004":
+            os.kill(os.getpid(), signal.SIGTERM)
+            return "silence"
+        return None
+
+    imagined.misdeed = misdeed
+    with pytest.raises(Interrupted) as caught:
+        searched(tmp_path / "s")
+    assert caught.value.status == 143
+    assert not vidi.Run.exists(tmp_path / "s" / "final")
+
+
+def test_several_workers_are_all_busy(tmp_path: Path, imagined: Imagined) -> None:
+    study = searched(tmp_path / "s", workers=3)
+    assert len(study.trials()) == 9
+    assert len(imagined.advanced) == len(set(imagined.advanced))
+    # They share the cores.
+    advance = next(one for one in imagined.sent if one["do"] == "advance")
+    assert parse(advance["config"]).machine.threads == 1
+    assert parse(study.best_path.read_text()).machine.threads is None
+
+
+def test_other_images_are_refused(tmp_path: Path, imagined: Imagined) -> None:
+    searched(tmp_path / "s")
+
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        if message["do"] == "open":
+            answer = json.loads(json.dumps(imagined._done(message)))
+            answer["facts"]["dataset"]["fingerprint"] = "other"
+            return answer
+        return None
+
+    imagined.misdeed = misdeed
+    with pytest.raises(MismatchError, match="other images"):
+        searched(tmp_path / "s", trials=12)
+
+
+def test_data_that_do_not_allow_it_say_so(tmp_path: Path, imagined: Imagined) -> None:
+    said = {"kind": "failed", "error": "DataError", "message": "one class", "fix": ""}
+    imagined.misdeed = lambda _: {**said, "exit_code": 3}
+    with pytest.raises(DataError, match="one class"):
+        searched(tmp_path / "s")
+
+
+def test_a_config_is_given_to_all_trials(tmp_path: Path, imagined: Imagined) -> None:
+    config = Config().with_settings({"train.optimizer": "adamw"})
+    searched(tmp_path / "s", config=config, trials=3)
+    told_ = [parse(one["config"]) for one in imagined.sent if one["do"] == "advance"]
+    assert {one.train.optimizer for one in told_} == {"adamw"}
+    assert {one.train.schedule for one in told_} == {"trapezoid"}
+
+
+def test_settings_that_a_trial_cannot_have_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.learning_rte"):
+        searched(tmp_path / "s", space={"train.learning_rte": log_uniform(0.1, 1.0)})
