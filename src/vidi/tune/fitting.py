@@ -37,6 +37,7 @@ from vidi.plan.budget import (
 from vidi.report import write
 from vidi.restore import build_model, load_best
 from vidi.run import Run
+from vidi.signals import Stop, watched
 from vidi.step import StepSettings
 from vidi.study import Rung, Study, Trial, default_study_path
 from vidi.train.bank import Head, candidates_of, choose_head
@@ -45,7 +46,6 @@ from vidi.train.features import features, measured_rate, quick_copy
 from vidi.train.head import begun_job, flips
 from vidi.train.loop import Progress, save
 from vidi.train.prepare import Extensions, Prepared, build_job, build_state
-from vidi.train.signals import Stop, watched
 from vidi.train.state import Best
 from vidi.train.training import data_name, decisions, drive, judge_run
 from vidi.train.trial import Shared, copy_run, reopened_trial

@@ -258,7 +258,7 @@ class _Search:
     def _decide(self) -> None:
         """The space, the length of a trial and its rungs; written down for a continuation."""
         wanted, dataset = self.wanted, self.facts.dataset
-        self.pretrained = choose_model(wanted.config, dataset).weights != "none"
+        self.pretrained = choose_model(wanted.config, self.facts).weights != "none"
         own = wanted.space
         self.space: Space | OwnSpace = (
             own
