@@ -565,8 +565,8 @@ def ablate(
         typer.Option(
             "--factors",
             metavar="A,B",
-            help="What to change, in this order, e.g. schedule,batch_size,mirror; everything, the "
-            "most important first, if left out.",
+            help="What to change, in this order, e.g. batch_size,mirror or schedule:step for one "
+            "level; everything, the most important first, if left out.",
             show_default=False,
         ),
     ] = None,

@@ -105,6 +105,20 @@ def test_what_the_plan_refuses_is_left_out_with_its_reason() -> None:
     assert any("two averages" in each.reason for each in left_out)
 
 
+def test_one_level_can_be_asked_for_by_value_or_by_words() -> None:
+    assert set(named(None, "optimizer:adam")) == {"optimizer: adam"}
+    assert set(named(None, "schedule:step", "batch_size:512")) == {
+        "schedule: in steps, a tenth after each third",
+        "batch size: 512, learning rate in proportion",
+        "batch size: 512, learning rate kept",
+        "batch size: 512, learning rate against it",
+    }
+    assert len(named(None, "batch_size:against")) == 2
+    config, plan = based()
+    with pytest.raises(UsageError, match="no level 'steep'"):
+        levels_of(config, plan, facts(), ["schedule:steep"])
+
+
 def test_an_unknown_factor_is_refused_with_the_nearest_one() -> None:
     config, plan = based()
     with pytest.raises(UsageError, match="no factor 'optimiser'") as refused:

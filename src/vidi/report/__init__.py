@@ -8,7 +8,8 @@ from vidi.report.audit import PICTURE_PX, audit_pictures, render_audit
 from vidi.report.comparison import render_comparison
 from vidi.report.data import Pictures, ReportData, load
 from vidi.report.page import assemble
-from vidi.report.study import StudyData, load_study, render_study, study_views, write_study
+from vidi.report.study import render_study, study_views, write_study
+from vidi.report.study_data import StudyData, load_study
 from vidi.report.views import views_of
 from vidi.run import Run
 

@@ -62,18 +62,16 @@ def levels_of(
 
     Args:
         config: of the base, pinned. plan: what it becomes.
-        factors: only these, in this order; all if empty.
+        factors: only these, in this order; all if empty. "schedule:step" is one level of a factor,
+            by a value that it sets, or a part of its name.
 
     Raises:
-        UsageError: a factor that does not exist.
+        UsageError: a factor or a level that does not exist.
     """
-    for name in factors:
-        if name not in FACTORS:
-            raise UsageError(f"there is no factor '{name}'", fix=nearest(name, FACTORS))
     levels: list[Level] = []
     left_out: list[LeftOut] = []
     for name in factors or FACTORS:
-        for level in FACTORS[name](plan):
+        for level in _chosen(name, plan):
             try:
                 other = make(config.with_settings(level.settings), facts)
             except VidiError as error:
@@ -84,6 +82,21 @@ def levels_of(
             else:
                 levels.append(level)
     return levels, left_out
+
+
+def _chosen(asked: str, plan: Plan) -> list[Level]:
+    name, _, part = asked.partition(":")
+    if name not in FACTORS:
+        raise UsageError(f"there is no factor '{name}'", fix=nearest(name, FACTORS))
+    levels = FACTORS[name](plan)
+    if not part:
+        return levels
+    exactly = [each for each in levels if part in map(str, each.settings.values())]
+    found = exactly or [each for each in levels if part in each.level]
+    if not found:
+        known = ", ".join(each.level for each in levels)
+        raise UsageError(f"the factor '{name}' has no level '{part}' here", fix=f"it has: {known}")
+    return found
 
 
 def _decided(plan: Plan) -> dict[str, Any]:
