@@ -43,6 +43,8 @@ class LeftOut:
 def pinned(plan: Plan) -> dict[str, Any]:
     """Settings of the base that a change of another one must not move, and no probe either."""
     return {
+        "model.name": plan.model.name,
+        "model.weights": plan.model.weights,
         "machine.precision": plan.execution.precision,
         "machine.channels_last": plan.execution.channels_last,
         "machine.compile": plan.execution.compile,
@@ -118,7 +120,7 @@ def _optimizer(plan: Plan) -> list[Level]:
     # Each with the learning rate of vidi's table: the base's own would fit only the base.
     return [
         Level("optimizer", name, {"train.optimizer": name, "train.learning_rate": None})
-        for name in ("sgd", "adamw", "adam", "rmsprop")
+        for name in ("sgd", "adamw", "adam", "muon", "rmsprop")
         if name != plan.optimizer.name
     ]
 
