@@ -157,18 +157,27 @@ def test_the_base_comes_first_and_levels_are_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seeds_left", "base_s", "cost", "left_s", "wanted"),
+    ("level", "seeds_left", "base_s", "cost", "left_s", "wanted"),
     [
-        (3, [10.0, 12.0], 1.0, 42.0, True),
-        (3, [10.0, 12.0], 1.0, 41.0, False),
-        (1, [10.0, 12.0], 1.0, 14.0, True),
-        (3, [10.0], 2.2, 60.0, False),
-        (3, [], 1.0, 1.0, True),  # nothing is known yet, so it is found out
-        (3, [10.0], 1.0, None, True),  # no budget
-        (3, [10.0], 1.0, -1.0, False),
+        (1, 3, [10.0, 12.0], 1.0, 42.0, True),
+        (1, 3, [10.0, 12.0], 1.0, 41.0, False),
+        (1, 1, [10.0, 12.0], 1.0, 14.0, True),
+        (1, 3, [10.0], 2.2, 60.0, False),
+        (0, 3, [], 1.0, 1.0, True),  # nothing is known yet, so it is found out
+        (0, 3, [], 1.0, -1.0, False),
+        (0, 2, [10.0], 1.0, 22.0, False),
+        (1, 3, [], 1.0, 100.0, False),  # there is nothing to hold it against
+        (1, 3, [10.0], 1.0, None, True),  # no budget
+        (1, 3, [10.0], 1.0, -1.0, False),
     ],
 )
 def test_what_cannot_be_finished_is_not_begun(
-    seeds_left: int, base_s: list[float], cost: float, left_s: float | None, *, wanted: bool
+    level: int,
+    seeds_left: int,
+    base_s: list[float],
+    cost: float,
+    left_s: float | None,
+    *,
+    wanted: bool,
 ) -> None:
-    assert fits(1, seeds_left, base_s=base_s, cost=cost, left_s=left_s) == wanted
+    assert fits(level, seeds_left, base_s=base_s, cost=cost, left_s=left_s) == wanted

@@ -375,10 +375,13 @@ def fits(
 ) -> bool:
     """Whether the trainings that a level still needs can be finished in the time that is left.
 
-    base_s: seconds of the trainings of the base so far; without one, anything is begun.
+    base_s: seconds of the trainings of the base so far. Without one the base is begun while there
+        is time, to find out, and no level is: it would have nothing to be held against.
     """
-    if left_s is None or not base_s:
+    if left_s is None:
         return True
+    if not base_s:
+        return level == 0 and left_s > 0
     longest = max(base_s) * (cost if level else 1.0)
     return seeds_left * longest * _CAREFUL <= left_s
 
