@@ -158,6 +158,7 @@ def test_ctrl_c_ends_with_the_best_so_far(photos: Path, tmp_path: Path) -> None:
     assert any(event["event"] == "ended" for event in study.events.read())
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_killed_goes_on_and_its_clock_too(photos: Path, tmp_path: Path) -> None:
     class Killed(BaseException):
         pass
@@ -181,6 +182,7 @@ def test_a_fit_that_was_killed_goes_on_and_its_clock_too(photos: Path, tmp_path:
     assert after.trials()[1].status == "finished"
 
 
+@pytest.mark.slow
 def test_a_signal_before_there_is_an_answer_leaves_something_to_continue(
     photos: Path, tmp_path: Path
 ) -> None:
