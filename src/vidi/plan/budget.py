@@ -83,11 +83,18 @@ FEWEST_A_CLASS: Final = 10
 
 
 def features_rule(
-    left_s: float, counts: Counts, forward: float, num_features: int, num_classes: int
+    left_s: float,
+    counts: Counts,
+    forward: float,
+    num_features: int,
+    num_classes: int,
+    *,
+    image_px: int,
+    export: str | None,
 ) -> Features | None:
     """How much of the data the first answer uses: all with their mirror images, all, or a part.
 
-    None: not even a part fits.
+    Mirror images are left out where fine-tuning needs their time. None: not even a part fits.
     """
     ended_s = ending_s(counts, forward, export=None, judged=False)
     images = counts.train + counts.validation
@@ -95,9 +102,12 @@ def features_rule(
     def seconds(views: int, folds: int) -> float:
         return views * images / forward + bank_s(images, num_features, num_classes, folds)
 
+    plain_s = left_s - seconds(1, 3)
+    tuned = tuning_rule(plain_s, counts, forward, image_px, export=export) is not None
     for flipped, folds, share, why in (
-        (True, 5, 0.4, "mirror images seen too, five-fold cross-validation"),
-        (True, 3, 1.0, "mirror images seen too, three-fold cross-validation"),
+        (True, 5, 0.25, "mirror images seen too, five-fold cross-validation"),
+        (True, 3, 0.35, "mirror images seen too, three-fold cross-validation"),
+        (True, 3, 0.0 if tuned else 1.0, "mirror images seen too; no time for fine-tuning"),
         (False, 3, 1.0, "no time for mirror images"),
         (False, 0, 1.0, "no time for mirror images or cross-validation"),
     ):

@@ -243,7 +243,15 @@ class _Fit:
         forward = measured_rate(plan, prepared.model, dataset, prepared.store)
         counts = _counts(prepared)
         size = prepared.model.num_features
-        rule = features_rule(self.clock.left_s, counts, forward, size, len(dataset.classes))
+        rule = features_rule(
+            self.clock.left_s,
+            counts,
+            forward,
+            size,
+            len(dataset.classes),
+            image_px=plan.pixels.image_px,
+            export=self.export,
+        )
         if rule is None:
             least_s = self.clock.spent_s + needed_s(counts, forward, size, len(dataset.classes))
             raise UsageError(
