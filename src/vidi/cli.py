@@ -427,7 +427,7 @@ def tune(
                 "trials": len(study.trials()),
                 "best": str(study.best_path),
                 "run": str(final.path),
-                "report": str(final.report_path),
+                "report": str(study.report_path),
                 "split": split,
                 "accuracy": evaluation.accuracy,
                 "accuracy_interval": evaluation.accuracy_interval,
@@ -436,7 +436,7 @@ def tune(
         )
         return
     _print_evaluation(evaluation)
-    typer.echo(f"report:  {final.report_path}")
+    typer.echo(f"report:  {study.report_path}")
     typer.echo(f"config:  vidi train DATA --config {shlex.quote(str(study.best_path))}")
     typer.echo(f"predict: vidi predict {shlex.quote(str(final.path))} IMAGES...")
 

@@ -320,6 +320,15 @@ class Run:
             self.timing.close()
             lock.release()
 
+    @staticmethod
+    def break_lock(path: Path | str) -> None:
+        """Takes the lock of a run from a process that is surely gone, on whichever machine it was.
+
+        Only for who started that process and has seen its end.
+        """
+        with contextlib.suppress(OSError):
+            (Path(path) / _LOCK).unlink()
+
     # Checkpoints
 
     def save_checkpoint(

@@ -189,3 +189,31 @@ def test_minutes_are_kept(tmp_path: Path, space: Path) -> None:
     study = Study.open(tmp_path / "s")
     assert len(study.trials()) > 3
     assert vidi.Run.open(study.final_path).evaluated_splits() == ("test", "validation")
+
+
+@pytest.mark.slow
+def test_trials_run_on_a_ray_cluster_and_survive_the_loss_of_an_actor(
+    tmp_path: Path, space: Path, whole: tuple[Path, Any]
+) -> None:
+    pytest.importorskip("ray")
+    out = tmp_path / "s"
+    process = subprocess.Popen(
+        command(out, space, "--trials", "6", "--ray", "local"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _wait_for(lambda: process.poll() is not None or _trials(out / "trials") > 1)
+    actors = [one for one in _children(process.pid) if "_Actor" in _name(one)]
+    assert actors
+    actors[0].kill()
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert told(out) == told(whole[0])
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

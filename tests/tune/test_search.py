@@ -66,6 +66,7 @@ def test_a_search_ends_with_an_answer(tmp_path: Path, imagined: Imagined) -> Non
     assert config.train.learning_rate == best.settings.get("train.learning_rate")
     assert config.train.epochs == 9
     assert vidi.Run.exists(study.final_path)
+    assert study.report_path.exists()
     kinds = [event["event"] for event in study.events.read()]
     assert kinds[0] == "began"
     assert kinds[-1] == "ended"

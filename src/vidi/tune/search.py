@@ -27,6 +27,8 @@ from vidi.errors import (
 )
 from vidi.facts import Facts
 from vidi.plan import choose_model, make
+from vidi.report import write_study
+from vidi.run import Run
 from vidi.signals import Stop, watched
 from vidi.space import Distribution, Space
 from vidi.study import Rung, Status, Study, Trial, default_study_path
@@ -233,6 +235,7 @@ class _Search:
         self._conclude(hurried=False)
         show_all(self.mirror, self._sorted())
         self.study.note("ended")
+        write_study(self.study)
 
     def close(self) -> None:
         if self.mirror is not None:
@@ -508,6 +511,8 @@ class _Search:
         self._fail(trial, str(message["message"]))
 
     def _died(self, trial: Trial, job: _Job, why: str, worker: int) -> None:
+        # Nobody but us could work in it, and on another machine nobody else could know.
+        Run.break_lock(self.study.trial_run_path(trial.number))
         if job.hangs:
             why = f"it told nothing for {self.wanted.timeout_s:.0f} s and was ended"
             self._fail(trial, why)
@@ -593,7 +598,10 @@ class _Search:
                 steps = int(0.95 * left_s * best.last.step / max(1e-3, best.last.seconds))
                 last_step = min(horizon, newest.step + max(1, steps))
         accuracy = best.last.accuracy if best.last else 0.0
-        self.say(f"the answer: trial {best.number}, {accuracy:.2%} on validation; judging it")
+        then = "judging it"
+        if last_step is not None:
+            then = f"its learning rate falls to zero at step {last_step}, then it is judged"
+        self.say(f"the answer: trial {best.number}, {accuracy:.2%} on validation; {then}")
         if self.study.final_path.exists():
             storage.discard_folder([self.study.final_path])
         message = {
@@ -605,7 +613,8 @@ class _Search:
             "deadline_s": left_s,
         }
         self.study.note("concluding", trial=best.number, last_step=last_step)
-        self._answer(0, message)
+        told = self._answer(0, message)["result"]
+        self.study.note("answered", trial=best.number, **_part(told, "step", "accuracy"))
         self.study.write_best(self._config_of(best))
         self.study.decide(answer=best.number)
 
@@ -628,6 +637,7 @@ class _Search:
         if number == signal.SIGINT:
             self._conclude(hurried=True)
         self.study.note("interrupted", signal=number)
+        write_study(self.study)
         raise Interrupted(
             f"stopped after {len(self.trials)} trials; everything is saved in {self.study.path}",
             signal_number=number,
@@ -786,6 +796,10 @@ def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     """As it will be read back."""
     found: dict[str, Any] = json.loads(json.dumps(value))
     return found
+
+
+def _part(found: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: found[name] for name in names if name in found}
 
 
 def _short(value: Any) -> str:
