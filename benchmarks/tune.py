@@ -161,7 +161,8 @@ def _optuna(
     study = optuna.create_study(
         direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed), pruner=pruner
     )
-    best, curve = 0.0, []
+    best = 0.0
+    curve: list[tuple[float, float]] = []
     with Shared(data, config) as shared:
         study.enqueue_trial({})
         began_at = time.monotonic()
@@ -179,7 +180,7 @@ def _optuna(
                     break
             else:
                 study.tell(trial, result.accuracy)
-                best = max(best, result.accuracy)
+                best = max(best, result.accuracy or 0.0)
                 curve.append((time.monotonic() - began_at, best))
             shutil.rmtree(path, ignore_errors=True)
     return curve

@@ -242,7 +242,7 @@ def test_a_trial_that_tells_nothing_is_ended(tmp_path: Path, imagined: Imagined)
         return "silence" if hangs else None
 
     imagined.misdeed = misdeed
-    trials = searched(tmp_path / "s", timeout_s=0.2).trials()
+    trials = searched(tmp_path / "s", timeout_s=2.0).trials()
     assert imagined.killed == [0]
     assert trials[1].status == "failed"
     assert "told nothing" in trials[1].reason

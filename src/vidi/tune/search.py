@@ -50,7 +50,7 @@ ETA: Final = 3
 
 _POLL_S: Final = 0.2
 # A pause of the whole machine that is longer than this is not counted against the workers.
-_PAUSE_S: Final = 5.0
+_PAUSE_S: Final = 1.0
 
 AnySpace = Space | Mapping[str, Distribution | Sequence[Distribution]] | OwnSpace | str | Path
 
