@@ -33,6 +33,8 @@ from vidi.study import Study, Trial
 Verdict = Literal["helps", "hurts", "cannot tell", "no difference at all", "failed"]
 
 ALPHA: Final = 0.05
+# What an ablation calls the level that nothing was changed in.
+BASE: Final = "the base"
 # From so many levels on, how much their variances differ is estimated; before, each has its own.
 _LEAST_LEVELS: Final = 3
 

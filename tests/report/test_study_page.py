@@ -20,7 +20,7 @@ from PIL import Image
 import vidi
 from vidi.cli import main
 from vidi.config import Config, parse
-from vidi.effects import trial_number
+from vidi.effects import BASE, trial_number
 from vidi.errors import UsageError
 from vidi.facts import DatasetFacts
 from vidi.report import StudyData, load_study, render_study, study_views
@@ -126,6 +126,7 @@ def made_ablation(
     finished_levels: int = 8,
     names: Sequence[str] = (),
     noise: float = 0.004,
+    spoilt: float = 0.0,
 ) -> Study:
     """An ablation whose last levels were not tried; `names` replace those of levels."""
     rng = np.random.default_rng(1)
@@ -146,13 +147,15 @@ def made_ablation(
                 gain = LEVELS[level - 1][3] if level else 0.0
                 exact = level == 0 or gain == 0.0
                 own = 0.0 if exact else float(rng.normal(0, noise))
-                accuracy = round(0.71 + gain + float(luck[seed]) + own, 4)
+                accuracy = round(0.71 + gain + float(luck[seed]) + own - spoilt * (seed == 1), 4)
                 study.write_trial(
                     Trial(
                         trial_number(level, seed, seeds),
                         {**levels[level]["settings"], "train.seed": seed},  # type: ignore[dict-item]
                         status="finished",
-                        origin=f"{levels[level]['factor']}: {levels[level]['level']}",
+                        origin=f"{levels[level]['factor']}: {levels[level]['level']}"
+                        if level
+                        else BASE,
                         rungs=(Rung(240, accuracy, 1.6 - accuracy, 6.0 + level / 10),),
                     )
                 )
@@ -396,6 +399,13 @@ def test_an_ablation_of_pure_luck_finds_nothing(tmp_path: Path) -> None:
     verdicts = {row["verdict"] for row in views["effects"]["rows"]}
     assert verdicts == {"cannot tell", "no difference at all"}
     assert views["summary"]["headline"]["largest"] == []
+
+
+def test_a_base_that_seeds_spoil_is_said_first(tmp_path: Path) -> None:
+    steady = study_views(loaded(made_ablation(tmp_path / "a")))["summary"]["tried"]
+    spoilt = study_views(loaded(made_ablation(tmp_path / "b", spoilt=0.4)))["summary"]["tried"]
+    assert spoilt[0]["title"] == "The base itself is unsteady"
+    assert "The base itself is unsteady" not in [each["title"] for each in steady]
 
 
 # ------------------------------------------------------------------------------------ the commands

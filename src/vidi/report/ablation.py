@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
-from vidi.effects import ALPHA
+from vidi.effects import ALPHA, BASE
 from vidi.report.importance import worded
 from vidi.report.study_data import (
     StudyData,
@@ -17,7 +17,10 @@ from vidi.report.study_data import (
     shorts,
     step_to,
 )
-from vidi.report.words import count, public, without_places
+from vidi.report.words import count, public, share, without_places
+
+# The base's accuracies lie closer together than this where training goes well.
+_UNSTEADY: Final = 0.1
 
 
 def effects_view(data: StudyData) -> View:
@@ -94,7 +97,7 @@ def headline(data: StudyData) -> View:
 
 
 def tried(data: StudyData) -> list[View]:
-    said = []
+    said = [*_unsteady(data)]
     for verdict, level in (("helps", "fine"), ("hurts", "bad")):
         found = [each for each in data.effects if each.verdict == verdict]
         found.sort(key=lambda each: -abs(each.estimate.difference) if each.estimate else 0.0)
@@ -136,6 +139,26 @@ def tried(data: StudyData) -> list[View]:
             )
         )
     return said
+
+
+def _unsteady(data: StudyData) -> list[View]:
+    """A base that some seeds spoil: nothing can be held against it."""
+    known = [
+        trial.last.accuracy
+        for trial in data.trials[: int(data.asked.get("seeds") or 0)]
+        if trial.last and trial.origin == BASE
+    ]
+    if len(known) < 2 or max(known) - min(known) < _UNSTEADY:
+        return []
+    return [
+        finding(
+            "bad",
+            "The base itself is unsteady",
+            f"From {share(min(known))} to {share(max(known))} by the seed alone. Give it a smaller "
+            "learning rate or a warm-up before asking what helps.",
+            "trials",
+        )
+    ]
 
 
 def next_steps(data: StudyData) -> Iterable[View]:

@@ -13,7 +13,7 @@ import torch
 
 from vidi import storage
 from vidi.config import Config
-from vidi.effects import Effect, of_study, trial_number
+from vidi.effects import BASE, Effect, of_study, trial_number
 from vidi.errors import Interrupted, InUseError, StorageError, TrainingError, UsageError, VidiError
 from vidi.evaluate import predict
 from vidi.facts import Facts
@@ -25,7 +25,6 @@ from vidi.study import Rung, Study, Trial, default_study_path
 from vidi.train.prepare import Extensions, evaluation_loader, own_model
 from vidi.train.trial import Shared, Show, advance
 from vidi.tune.factors import (
-    BASE,
     LeftOut,
     Level,
     Pair,

@@ -18,8 +18,6 @@ from vidi.errors import UsageError, VidiError, nearest
 from vidi.facts import Facts
 from vidi.plan import Plan, make
 
-BASE: Final = "the base"
-
 
 @dataclass(frozen=True)
 class Level:
@@ -390,7 +388,6 @@ def fits(
 _CAREFUL: Final = 1.15
 
 __all__ = [
-    "BASE",
     "FACTORS",
     "LeftOut",
     "Level",
