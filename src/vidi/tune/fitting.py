@@ -262,7 +262,7 @@ class _Fit:
         if not flips(plan):
             rule = rule._replace(flipped=False)
         self._doing("a head on kept features", rule.reason)
-        head = self._fitted(prepared, config, rule, counts, forward)
+        head, refitted = self._fitted(prepared, config, rule, counts, forward)
         set_head(prepared.model, head.weight, head.bias)
         path = self.study.trial_run_path(1)
         shutil.rmtree(path, ignore_errors=True)
@@ -285,7 +285,7 @@ class _Fit:
                     "forward": forward,
                     "penalty": head.candidate.penalty,
                     "label_smoothing": head.candidate.label_smoothing,
-                    "refitted": bool(self._refits(counts, forward, prepared)),
+                    "refitted": refitted,
                 },
             )
         )
@@ -297,7 +297,8 @@ class _Fit:
 
     def _fitted(
         self, prepared: Prepared, config: Config, rule: Features, counts: Counts, forward: float
-    ) -> Head:
+    ) -> tuple[Head, bool]:
+        """The head, and whether it has learnt from the validation images too."""
         dataset = prepared.dataset
         train = dataset.indices("train")
         if rule.num_train < len(train):
@@ -317,7 +318,9 @@ class _Fit:
             if self.stop:
                 raise self._nothing_yet()
         assert values is not None, "there are images"
-        return choose_head(
+        # The answer may learn from all images; what fine-tuning is compared with may not.
+        refits = rule.folds > 0 and self._refits(counts, forward, prepared)
+        head = choose_head(
             values,
             torch.from_numpy(dataset.labels[ids]),
             StepSettings.of(prepared.plan).loss.to(values.device),
@@ -325,8 +328,9 @@ class _Fit:
             candidates=candidates_of(prepared.plan.label_smoothing, len(train)),
             num_train=len(train),
             folds=rule.folds,
-            refit_all=rule.folds > 0 and self._refits(counts, forward, prepared),
+            refit_all=refits,
         )
+        return head, refits
 
     def _refits(self, counts: Counts, forward: float, prepared: Prepared) -> bool:
         """Whether the head will be the answer, so that it may learn from the validation images."""
