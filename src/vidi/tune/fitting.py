@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vidi import comparing
 from vidi.config import Config, load
@@ -262,7 +263,21 @@ class _Fit:
         if not flips(plan):
             rule = rule._replace(flipped=False)
         self._doing("a head on kept features", rule.reason)
-        head, refitted = self._fitted(prepared, config, rule, counts, forward)
+        values, targets, num_train = self._features(prepared, config, rule)
+        # Once more: the first measurement may have met a busy moment, and it decides a lot.
+        forward = max(forward, measured_rate(plan, prepared.model, dataset, prepared.store))
+        # The answer may learn from all images; what fine-tuning is compared with may not.
+        refitted = rule.folds > 0 and self._refits(counts, forward, prepared)
+        head = choose_head(
+            values,
+            targets,
+            StepSettings.of(plan).loss.to(values.device),
+            len(dataset.classes),
+            candidates=candidates_of(plan.label_smoothing, num_train),
+            num_train=num_train,
+            folds=rule.folds,
+            refit_all=refitted,
+        )
         set_head(prepared.model, head.weight, head.bias)
         path = self.study.trial_run_path(1)
         shutil.rmtree(path, ignore_errors=True)
@@ -295,10 +310,11 @@ class _Fit:
         )
         return forward
 
-    def _fitted(
-        self, prepared: Prepared, config: Config, rule: Features, counts: Counts, forward: float
-    ) -> tuple[Head, bool]:
-        """The head, and whether it has learnt from the validation images too."""
+    def _features(
+        self, prepared: Prepared, config: Config, rule: Features
+    ) -> tuple[Tensor, Tensor, int]:
+        """(N, F) features and (N,) labels of training and then validation images, and how many are
+        for training."""
         dataset = prepared.dataset
         train = dataset.indices("train")
         if rule.num_train < len(train):
@@ -318,19 +334,7 @@ class _Fit:
             if self.stop:
                 raise self._nothing_yet()
         assert values is not None, "there are images"
-        # The answer may learn from all images; what fine-tuning is compared with may not.
-        refits = rule.folds > 0 and self._refits(counts, forward, prepared)
-        head = choose_head(
-            values,
-            torch.from_numpy(dataset.labels[ids]),
-            StepSettings.of(prepared.plan).loss.to(values.device),
-            len(dataset.classes),
-            candidates=candidates_of(prepared.plan.label_smoothing, len(train)),
-            num_train=len(train),
-            folds=rule.folds,
-            refit_all=refits,
-        )
-        return head, refits
+        return values, torch.from_numpy(dataset.labels[ids]), len(train)
 
     def _refits(self, counts: Counts, forward: float, prepared: Prepared) -> bool:
         """Whether the head will be the answer, so that it may learn from the validation images."""
