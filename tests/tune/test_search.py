@@ -376,3 +376,18 @@ def test_a_config_is_given_to_all_trials(tmp_path: Path, imagined: Imagined) -> 
 def test_settings_that_a_trial_cannot_have_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.learning_rte"):
         searched(tmp_path / "s", space={"train.learning_rte": log_uniform(0.1, 1.0)})
+
+
+def test_a_time_too_short_for_anything_says_how_much_is_needed(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        if message["do"] != "advance":
+            return None
+        said = {"step": 1, "accuracy": None, "log_loss": None, "seconds": 0.1, "finished": False}
+        return {"kind": "done", "result": said}
+
+    imagined.misdeed = misdeed
+    with pytest.raises(UsageError, match="too short") as caught:
+        searched(tmp_path / "s", minutes=0.01)
+    assert "--minutes 0." in caught.value.fix

@@ -229,6 +229,7 @@ class _Search:
             budget_s = 60 * self.wanted.minutes
             self.deadline = self.started_at + budget_s - spent_s - slack(budget_s)
         self.facts = self._opened()
+        self.opened_s = time.monotonic() - self.started_at
         self._decide()
         self.mirror = Mirror(self.study, self.wanted.storage_url, say=self.say)
         self._search()
@@ -580,7 +581,9 @@ class _Search:
         """Trains a copy of the best trial to its end, or as far as there is time, and judges it."""
         best = best_of(self._sorted(), self.rules)
         if best is None:
-            return
+            if hurried:
+                return
+            raise self._too_short()
         run = self.study.trial_run(best.number)
         newest, _ = run.newest_checkpoint()
         if newest is None:
@@ -617,6 +620,20 @@ class _Search:
         self.study.note("answered", trial=best.number, **_part(told, "step", "accuracy"))
         self.study.write_best(self._config_of(best))
         self.study.decide(answer=best.number)
+
+    def _too_short(self) -> VidiError:
+        """No trial came far enough to be judged."""
+        spent_s = time.monotonic() - self.started_at
+        needed_s = spent_s + self.clock.judging_s
+        needed_s += max(10.0, 5 * float(self.study.decided["seconds_per_epoch"]))
+        failed = [one.reason for one in self._sorted() if one.status == "failed"]
+        if failed:
+            return TrainingError(f"no trial was judged: {failed[0]}", fix="see its run in trials/")
+        return UsageError(
+            f"{60 * (self.wanted.minutes or 0):.0f} s are too short: no trial could be judged in "
+            f"them, and opening the data alone took {self.opened_s:.0f} s",
+            fix=f"give --minutes {needed_s / 60 + 0.05:.1f} or more",
+        )
 
     def _interrupted(self) -> NoReturn:
         """Saves what is being worked on; after Ctrl-C the best so far becomes the answer."""
