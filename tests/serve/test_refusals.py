@@ -601,7 +601,7 @@ def test_k22_tens_of_thousands_of_requests_leave_no_trace(shipped: Any, start: A
     head = head_of(server, "Content-Type: image/jpeg", f"Content-Length: {len(data)}")
 
     def send(count: int) -> None:
-        with server.connect() as connection:
+        with server.connect(300) as connection:
             for _ in range(count):
                 connection.sendall(head + data)
                 answer = b""
