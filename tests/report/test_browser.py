@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidi.report import ReportData, render
+from vidi import metrics, storage
+from vidi.report import ReportData, render, render_comparison
 
 pytestmark = pytest.mark.slow
 
@@ -233,3 +239,80 @@ def test_a_thousand_classes_open_in_seconds(browser: Any, opened: Any, make_repo
     shown = browser.texts("#confusion tbody tr")
     assert shown
     assert all("00000012" in row for row in shown)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_comparison_shows_hostile_names_as_text(
+    browser: Any, make_report: Any, tmp_path: Path, width: int
+) -> None:
+    """K21 and L1 where runs are compared; every column of its tables fits on a telephone."""
+    classes = [*PAYLOADS[:5], "plain"]
+    judged = [make_report(classes, 360, skill=skill) for skill in (2.0, 3.5)]
+    found = metrics.compare(judged[0].predictions, judged[1].predictions)
+    page = tmp_path / "comparison.html"
+    names = [PAYLOADS[0], PAYLOADS[1]]
+    evaluations = [each.evaluation for each in judged]
+    page.write_text(render_comparison(names, "test", evaluations, [found]), encoding="utf-8")
+    browser.open(page, width=width)
+    assert_quiet(browser)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    shown = browser.texts("td, th")
+    assert all(name in shown for name in classes)
+    assert any(PAYLOADS[1] in text for text in browser.texts("h3"))
+    rights = "[...document.querySelectorAll('td')].map((e) => e.getBoundingClientRect().right)"
+    assert max(browser.run(rights)) <= width
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_of_a_server_shows_answers_and_runs_no_name(
+    browser: Any, shipped: Any, tmp_path: Path, width: int
+) -> None:
+    """K21: classes and files with scripts in their names, dropped on the page of a server."""
+    bundle = shutil.copytree(shipped.onnx, tmp_path / "bundle")
+    about = json.loads((bundle / "bundle.json").read_text())
+    about["classes"] = list(PAYLOADS[:3])
+    model = (bundle / "model.onnx").read_bytes()
+    shutil.rmtree(bundle)
+    storage.write_folder(bundle, {"model.onnx": model, "bundle.json": json.dumps(about).encode()})
+    good, bad = tmp_path / "<img src=x onerror=alert(1)>.jpg", tmp_path / "<b>bad.jpg"
+    shutil.copy(shipped.files()[0], good)
+    bad.write_bytes(b"no image")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "vidi", "serve", str(bundle), "--port", "0"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert server.stderr is not None
+    try:
+        address = server.stderr.readline().split("serving at ")[1].strip()
+        browser.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=900, deviceScaleFactor=1, mobile=width < 600,
+        )  # fmt: skip
+        browser.dialogs.clear()
+        browser.errors.clear()
+        browser.requests.clear()
+        browser.call("Page.navigate", url=address)
+        wait(lambda: browser.count("#files") == 1)
+        root = browser.call("DOM.getDocument")["root"]["nodeId"]
+        field = browser.call("DOM.querySelector", nodeId=root, selector="#files")["nodeId"]
+        browser.call("DOM.setFileInputFiles", files=[str(good), str(bad)], nodeId=field)
+        wait(lambda: browser.count(".answer") == 2)
+        assert set(browser.texts(".file")) == {good.name, bad.name}
+        assert set(browser.texts(".shares li span:first-child")) >= set(about["classes"])
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        assert browser.dialogs == []
+        # The browser itself tells of the one answer that is a refusal.
+        assert all("422" in error for error in browser.errors), browser.errors
+        assert all(each.startswith((address, "blob:")) for each in browser.requests)
+    finally:
+        browser.call("Page.navigate", url="about:blank")
+        server.terminate()
+        server.wait(30)
+        server.stderr.close()
+
+
+def wait(until: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
