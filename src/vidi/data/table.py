@@ -401,6 +401,12 @@ class Rows:
     ) -> None:
         """Rows of one path: one of them if they agree, none if they do not."""
         hashes = texts.hashes()
+        # Of ten million paths that are all different, to know it takes a tenth of the time and a
+        # third of the memory that it takes to say which rows are the same.
+        ascending = np.sort(hashes)
+        if not (ascending[1:] == ascending[:-1]).any():
+            return
+        del ascending
         order = np.argsort(hashes, kind="stable")
         same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
         rows_of: dict[bytes, list[int]] = {}
