@@ -363,9 +363,12 @@ class Rows:
         if not keep.all():
             texts = texts.take(rows)
             stamps = None if stamps is None else stamps[keep]
+        source = build(texts, rows, stamps)
+        # 80 MB for ten million rows, while the splits are cut.
+        del rows
         return assemble(
             name,
-            build(texts, rows, stamps),
+            source,
             classes,
             label_of[codes if keep.all() else codes[keep]],
             given[keep],
