@@ -511,6 +511,15 @@ def test_hostile_names_are_text_wherever_they_stand(
 
 
 @pytest.mark.slow
+def test_a_trial_without_an_update_is_drawn(browser: Any, tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "s", kind="fit", config=Config(), asked={"seed": 0})
+    with study.lock():
+        study.write_trial(Trial(1, {}, status="finished", rungs=(Rung(0, 0.9, 0.3, 2.0),)))
+    opened(browser, tmp_path / "r.html", loaded(study))
+    assert_quiet(browser)
+
+
+@pytest.mark.slow
 def test_a_trial_is_chosen_by_keyboard_and_by_pointer(browser: Any, tmp_path: Path) -> None:
     opened(browser, tmp_path / "r.html", loaded(made_search(tmp_path / "s")))
     before = browser.texts("#curves .picked-text")

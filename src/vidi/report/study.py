@@ -477,7 +477,7 @@ def _time(data: StudyData) -> View:
         "events": [
             {
                 "at_s": short(max(0.0, float(each["at"]) - started)),
-                "event": without_places(str(each.get("event", ""))),
+                "event": without_places(_happened(each)),
                 "trial": each.get("trial") if isinstance(each.get("trial"), int) else None,
                 "about": _about(each),
             }
@@ -490,8 +490,14 @@ def _time(data: StudyData) -> View:
 _MOST_EVENTS: Final = 2_000
 
 
+def _happened(event: Mapping[str, Any]) -> str:
+    """What a fit is doing is its event; others are called by what they are."""
+    return str(event.get("what" if event.get("event") == "doing" else "event", ""))
+
+
 def _about(event: Mapping[str, Any]) -> str:
-    rest = {k: v for k, v in public(dict(event)).items() if k not in ("event", "at", "trial")}
+    said_already = {"event", "at", "trial"} | ({"what"} if event.get("event") == "doing" else set())
+    rest = {k: v for k, v in public(dict(event)).items() if k not in said_already}
     why = rest.pop("why", None)
     said = [f"{name} {_told(value)}" for name, value in rest.items() if value is not None]
     return "; ".join([*([str(why)] if why else []), *said])

@@ -12,7 +12,8 @@ export function renderLines(root, view, trials) {
   const byNumber = new Map(view.lines.map((each) => [each.number, each]));
   let chosen = byNumber.has(view.best) ? view.best : view.lines[0].number;
   const all = view.lines.flatMap((each) => each.accuracy);
-  const last = Math.max(...view.lines.map((each) => each.steps.at(-1)));
+  // A head on kept features is judged after no update at all.
+  const last = Math.max(1, ...view.lines.map((each) => each.steps.at(-1)));
   // One trial that learnt nothing must not press the others into a line: the lowest tenth may leave.
   const sorted = [...all].sort((a, b) => a - b);
   const floor = sorted[Math.floor(sorted.length * 0.1)];
