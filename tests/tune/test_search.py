@@ -134,8 +134,10 @@ def test_kills_at_any_moment_lose_nothing_and_change_no_suggestion(
 def test_more_trials_go_on_where_the_search_ended(tmp_path: Path, imagined: Imagined) -> None:
     before = searched(tmp_path / "s").trials()
     imagined.advanced.clear()
-    after = searched(tmp_path / "s", trials=12).trials()
+    said: list[object] = []
+    after = searched(tmp_path / "s", trials=12, show=said.append).trials()
     assert len(after) == 12
+    assert any("look number 2 at the test images" in str(line) for line in said)
     assert [one.settings for one in after[:9]] == [one.settings for one in before]
     assert len(imagined.advanced) == len(set(imagined.advanced))
 

@@ -289,6 +289,7 @@ class _Search:
         )
         num_judged = dataset.num_images("validation") + dataset.num_images("test")
         self.num_validation = dataset.num_images("validation")
+        self.num_test = dataset.num_images("test")
         self.clock = Clock(
             shares=self.rules.shares,
             full_s=float(decided["seconds_per_epoch"]) * decided["epochs"],
@@ -615,6 +616,12 @@ class _Search:
             "last_step": last_step,
             "deadline_s": left_s,
         }
+        looks = sum(event["event"] == "answered" for event in self.study.events.read())
+        if looks and self.num_test:
+            self.say(
+                f"look number {looks + 1} at the test images, because the search went on after an "
+                "answer: choose between the answers by their validation"
+            )
         self.study.note("concluding", trial=best.number, last_step=last_step)
         told = self._answer(0, message)["result"]
         self.study.note("answered", trial=best.number, **_part(told, "step", "accuracy"))
