@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -193,5 +194,7 @@ def test_memory_does_not_grow_over_epochs() -> None:
         gc.collect()
         return psutil.Process().memory_info().rss
 
-    before = steps(range(25))
-    assert steps(range(25, 75)) - before < 2 * 2**20
+    # The allocator takes and returns a few megabytes now and then; a leak grows in every part.
+    resident = [steps(range(15 * part, 15 * part + 15)) for part in range(6)]
+    grown = sorted(after - before for before, after in itertools.pairwise(resident))
+    assert grown[2] < 600 / 1_000 * 2**20
