@@ -113,7 +113,7 @@ def test_what_is_done_already_is_not_done_again(photos: Path, tuned: Study) -> N
     said: list[object] = []
     before = tuned.events.offset
     again = fit(photos, tuned.path, SMALL, show=said.append)
-    assert said == [f"already complete: {tuned.path}"]
+    assert said == [f"already complete: {tuned.path}; to spend more minutes, give another --out"]
     assert again.events.offset == before
 
 

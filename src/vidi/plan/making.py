@@ -197,6 +197,9 @@ def retimed(plan: Plan, last_step: int) -> Plan:
     }
     steps = {"horizon_steps": last_step, "last_step": last_step}
     every = min(plan.evaluate_every_steps, last_step)
+    if plan.evaluate_every_steps == plan.horizon_steps:
+        # It was to be validated once, at its end.
+        every = evaluate_every_rule(last_step, plan.steps_per_epoch)[0]
     return plan.model_copy(update={**steps, "evaluate_every_steps": every, "reasons": reasons})
 
 

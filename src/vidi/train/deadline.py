@@ -10,9 +10,12 @@ from vidi.config import Config
 from vidi.facts import Facts
 from vidi.train.loop import Progress
 
-# Looked at every so many steps, and every so large a share of the run.
+# Looked at every so many steps, and every so large a share of the run; of a run that was planned to
+# be short sooner, because a wrong forecast may be the reason.
 LOOK_EVERY_STEPS = 20
 LOOK_EVERY_SHARE = 0.04
+LOOK_FIRST_SHARE = 0.1
+LOOK_FEWEST_STEPS = 3
 # Nothing is changed for less than this share of what is left: of time that is missing, and of time
 # to spare.
 MISSING_TOLERANCE = 0.03
@@ -44,7 +47,9 @@ class Deadline:
 
     def steps_left(self, progress: Progress) -> int | None:
         """How many more steps the time allows, when that is not what is planned; else None."""
-        every = max(LOOK_EVERY_STEPS, int(LOOK_EVERY_SHARE * progress.last_step))
+        planned = progress.last_step
+        few = max(LOOK_FEWEST_STEPS, int(LOOK_FIRST_SHARE * planned))
+        every = max(min(LOOK_EVERY_STEPS, few), int(LOOK_EVERY_SHARE * planned))
         if progress.step < self.looked_at_step + every or progress.remaining_s <= 0:
             return None
         self.looked_at_step = progress.step

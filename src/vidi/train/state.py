@@ -45,7 +45,8 @@ class Best:
         # With one right and one wrong image added, the error of a perfect score is not zero.
         share = (top * n + 1) / (n + 2)
         standard_error = math.sqrt(share * (1 - share) / (n + 2))
-        if before is None or accuracy >= top - standard_error:
+        # A single image is never more than luck; half of another one keeps rounding out of it.
+        if before is None or accuracy >= top - max(standard_error, 1.5 / n):
             return Best(step, accuracy, log_loss, top)
         return replace(before, top_accuracy=top)
 

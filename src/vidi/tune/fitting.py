@@ -135,7 +135,7 @@ def fit(
         study.go_on(asked, told, kind="fit", may_change=("minutes",))
         tell = show or (lambda _: None)
         if _is_over(study):
-            tell(f"already complete: {study.path}")
+            tell(f"already complete: {study.path}; to spend more minutes, give another --out")
             return study
         clock = _Clock(started_at, minutes * 60, _spent_before(study))
         with watched() as stop:
@@ -490,11 +490,23 @@ class _Fit:
             )
         self._doing("judging the answer", "once, on images that nothing was chosen by")
         run = self._published(best, shared)
+        self._warn_of_chance(best, shared)
         if self.export is not None:
             self._exported(run)
         config = self.config.with_settings(best.settings)
         self.study.write_best(config)
         self.study.note("ended", answer=best.number, spent_s=round(self.clock.spent_s, 2))
+
+    def _warn_of_chance(self, best: Trial, shared: Shared) -> None:
+        counts = shared.facts.dataset.counts["validation"]
+        guessed = max(counts) / sum(counts)
+        if best.last is not None and best.last.accuracy <= guessed:
+            line = (
+                f"this is no better than always guessing the largest class ({guessed:.1%}): "
+                "give more minutes"
+            )
+            self.tell(line)
+            self.study.note("no better than guessing", guessed=guessed)
 
     def _publish_early(self) -> None:
         """The head is an answer already, should everything end now."""
