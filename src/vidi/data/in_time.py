@@ -6,6 +6,7 @@ whoever wants the results looks at the clock.
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ MOST_LATE: Final = 8
 
 @final
 class _Attempt:
-    """Rows after one another, in a thread of its own; `began_at` is None while it may not go on."""
+    """Rows after one another, by another thread; `began_at` is None while it may not go on."""
 
     def __init__(
         self, work: Callable[[int], None], rows: Sequence[int], may_go: Callable[[], bool]
@@ -30,13 +31,16 @@ class _Attempt:
         self.began_at: float | None = None
         self.error: BaseException | None = None
         self.stopped = False
+        # Nobody waits for it any more.
+        self.abandoned = False
         self.over = threading.Event()
         self._work, self._rows, self._may_go = work, rows, may_go
-        threading.Thread(target=self._run, name="vidi-rows", daemon=True).start()
 
-    def _run(self) -> None:
+    def run(self) -> None:
         try:
             for row in self._rows:
+                if self.abandoned:
+                    return
                 if not self._may_go():
                     self.stopped = True
                     return
@@ -53,6 +57,37 @@ class _Attempt:
     def is_late(self, limit_s: float) -> bool:
         began_at = self.began_at
         return began_at is not None and time.monotonic() - began_at > limit_s
+
+
+@final
+class _Hand:
+    """A thread that does one attempt after another, as long as whoever made it is there.
+
+    One that lasts, because each new thread that computes with torch starts a team of OpenMP threads
+    of its own: a new one for every block of rows made decoding a third slower.
+    """
+
+    def __init__(self) -> None:
+        self._given: queue.SimpleQueue[_Attempt | None] = queue.SimpleQueue()
+        threading.Thread(
+            target=_work_off, args=(self._given,), name="vidi-rows", daemon=True
+        ).start()
+
+    def give(self, attempt: _Attempt) -> None:
+        self._given.put(attempt)
+
+    def __del__(self) -> None:
+        self._given.put(None)
+
+
+def _work_off(given: queue.SimpleQueue[_Attempt | None]) -> None:
+    while (attempt := given.get()) is not None:
+        attempt.run()
+        # Its rows are large, and the next ones may come late.
+        del attempt
+
+
+_OWN: Final = threading.local()
 
 
 @final
@@ -105,6 +140,10 @@ def each_in_time(
     done = 0
     while done < len(rows):
         attempt = _Attempt(work, rows[done:], may_go)
+        hand: _Hand | None = getattr(_OWN, "hand", None)
+        if hand is None:
+            hand = _OWN.hand = _Hand()
+        hand.give(attempt)
         look_s = min(_LOOK_S, limit_s / 4)
         while not attempt.over.wait(look_s) and not attempt.is_late(limit_s):
             pass
@@ -114,6 +153,8 @@ def each_in_time(
             return False
         if attempt.over.is_set():
             break
+        attempt.abandoned = True
+        _OWN.hand = None
         done += attempt.num_done
         late(rows[done])
         done += 1
