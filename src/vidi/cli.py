@@ -79,6 +79,16 @@ Minutes = Annotated[
         "--minutes", metavar="M", help="Wall-clock time for everything.", show_default=False
     ),
 ]
+StudyFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Where the study is kept; a stopped one there is continued.  "
+        "[default: a new one in studies/]",
+        show_default=False,
+    ),
+]
 OwnModel = Annotated[
     str | None,
     typer.Option(
@@ -247,16 +257,7 @@ def fit(
     minutes: Annotated[
         float, typer.Option("--minutes", metavar="M", help="Wall-clock time for everything.")
     ] = 10.0,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Where the study is kept; a stopped one there is continued.  "
-            "[default: a new one in studies/]",
-            show_default=False,
-        ),
-    ] = None,
+    out: StudyFolder = None,
     to: Annotated[
         str,
         typer.Option(
@@ -372,16 +373,7 @@ def tune(
         float,
         typer.Option("--timeout", metavar="S", min=1, help="End a trial that is silent so long."),
     ] = 300.0,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Where the study is kept; a stopped one there is continued.  "
-            "[default: a new one in studies/]",
-            show_default=False,
-        ),
-    ] = None,
+    out: StudyFolder = None,
     model: Model = None,
     epochs: Epochs = None,
     config: ConfigFile = None,
@@ -579,16 +571,7 @@ def ablate(
         typer.Option("--epochs", metavar="N", help="Length of each training.", show_default=False),
     ] = None,
     model: Model = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Where the study is kept; a stopped one there is continued.  "
-            "[default: a new one in studies/]",
-            show_default=False,
-        ),
-    ] = None,
+    out: StudyFolder = None,
     config: ConfigFile = None,
     settings: Settings = None,
     as_json: AsJson = False,

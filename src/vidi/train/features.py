@@ -63,7 +63,7 @@ def features(
     network = quick_copy(plan, classifier)
     about = _about(plan, classifier, flipped=flipped)
     digests = dataset.source.digests()
-    found: list[Tensor] = []
+    values: Tensor | None = None
     fresh = 0
     for start in range(0, len(ids), ROWS_A_FILE):
         rows = ids[start : start + ROWS_A_FILE]
@@ -80,8 +80,11 @@ def features(
                 # A cache that cannot be written costs time, not the result.
                 with contextlib.suppress(StorageError):
                     replace_file(path, _packed(block))
-        found.append(torch.from_numpy(block))
-        yield Computed(torch.cat(found), fresh)
+        if values is None:
+            values = torch.empty(len(ids), block.shape[1])
+        done = start + len(rows)
+        values[start:done] = torch.from_numpy(block)
+        yield Computed(values[:done], fresh)
 
 
 def all_features(work: Generator[Computed]) -> Tensor:
@@ -108,17 +111,12 @@ def _about(plan: Plan, classifier: Classifier, *, flipped: bool) -> bytes:
         if not name.startswith(head):
             hashed.update(name.encode())
             hashed.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    precision = _precision(plan)
+    precision = plan.execution.precision
     told = (
         f"{FORMAT}\0{image.DECODER_VERSION}\0{torch.__version__}\0{classifier.name}\0{precision}\0"
         f"{flipped}\0{plan.pixels.model_dump_json()}\0"
     )
     return told.encode() + hashed.digest()
-
-
-def _precision(plan: Plan) -> str:
-    """What the forward pass computes in: half the time where the processor multiplies bfloat16."""
-    return plan.execution.precision
 
 
 def _compute(
