@@ -23,7 +23,17 @@ SOURCE = ROOT / "src" / "vidi"
 # The rows of ARCHITECTURE.md, lowest first. A module imports only from rows below its own.
 ROWS = (
     ("errors", "signals"),
-    ("config", "facts", "schedule", "image", "metrics", "storage", "augment_settings", "malloc"),
+    (
+        "config",
+        "facts",
+        "schedule",
+        "image",
+        "metrics",
+        "storage",
+        "augment_settings",
+        "malloc",
+        "cores",
+    ),
     ("plan", "label_errors", "space"),
     ("run", "zoo", "batch", "bundle", "finite", "energy", "download"),
     ("weights", "loss", "comparing", "study"),

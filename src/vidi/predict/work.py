@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vidi.cores import usable_cores
 from vidi.errors import UnreadableImage, UsageError
 from vidi.image import Pixels
 from vidi.predict.inputs import Found
@@ -54,7 +54,7 @@ def predict_files(
     """
     if columns.num_features and "features" not in predictor.network.outputs:
         raise UsageError("this network gives no embedding")
-    workers = threads or len(os.sched_getaffinity(0))
+    workers = threads or usable_cores()
     wanted = _not_done(files, done, counts)
     batches = iter(lambda: _take(wanted, BATCH), [])
     with ThreadPoolExecutor(workers, "decode") as pool:

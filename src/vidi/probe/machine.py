@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vidi.cores import usable_cores
 from vidi.facts import Accelerator, Machine
 from vidi.malloc import keep_memory
 from vidi.plan import ExecutionPlan
@@ -16,13 +17,12 @@ from vidi.plan import ExecutionPlan
 
 def machine() -> Machine:
     """Look at this computer; a few milliseconds, and nothing is changed."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags = _processor_flags()
     return Machine(
         platform=platform.platform(terse=True),
         processor=_processor_name(),
         physical_cores=os.cpu_count() or 1,
-        usable_cores=usable or 1,
+        usable_cores=usable_cores(),
         memory_bytes=_memory_bytes(),
         cpu_bfloat16=bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}),
         accelerators=_accelerators(),

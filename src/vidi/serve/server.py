@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from vidi.cores import usable_cores
 from vidi.errors import InUseError, MissingExtra, UsageError
 from vidi.malloc import keep_memory
 from vidi.predictor import Predictor, load
@@ -80,7 +81,7 @@ def serve(
     token = read_token(place.token_file)
     guard = Guard(_names(place, token), token)
     listening = _listen(place)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     with contextlib.ExitStack() as stack:
         stack.callback(listening.close)
         decoders = stack.enter_context(Decoders(predictor.pixels, cores, limits.decode_s))
