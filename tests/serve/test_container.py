@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 # Every dependency of training and exporting, by the name that is imported.
 ABSENT = ("torch", "scipy", "sklearn", "safetensors", "optuna", "tomli_w", "onnx", "onnxscript",
@@ -39,3 +41,17 @@ def test_the_container_is_nobody_and_has_no_training_in_it() -> None:
     assert not set(ABSENT) & set(installed[1].split())
     assert "USER 65534" in text
     assert "VIDI_TOKEN=" not in text
+
+
+def hadolint(text: str) -> subprocess.CompletedProcess[str]:
+    found = Path(sys.executable).with_name("hadolint")
+    if not found.exists():
+        pytest.skip("hadolint is not installed for this system")
+    return subprocess.run([found, "-"], input=text, capture_output=True, text=True, check=False)
+
+
+def test_the_linter_of_such_files_has_nothing_to_say() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    done = hadolint(text)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert hadolint(text.replace("FROM python:3.12-slim\n", "FROM python\n")).returncode == 1
