@@ -219,9 +219,12 @@ def joined(timeout_s: float) -> Iterator[Ranks]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
-    store, rank, _ = next(iter(rendezvous("env://", timeout=timeout)))
+    everybody, rank, _ = next(iter(rendezvous("env://", timeout=timeout)))
+    # The launcher keeps one store for all of its attempts. Without an attempt's name on the keys,
+    # gloo would look for the processes of the attempt before, and wait for them.
+    store = PrefixStore(_attempt(), everybody)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    ranks = Ranks(rank, world_size, local_rank, PrefixStore(_attempt(), store))
+    ranks = Ranks(rank, world_size, local_rank, store)
     try:
         yield ranks
     except (RuntimeError, dist.DistError) as error:
@@ -254,5 +257,12 @@ def wrapped(module: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """The module whose gradients are the mean over all processes; itself where there is one."""
     if ranks.alone:
         return module
-    ids = [ranks.local_rank] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+    return nn.parallel.DistributedDataParallel(
+        module,
+        device_ids=[ranks.local_rank] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        # Training does not read the statistics of batch norms; what is judged and saved has those
+        # of the first process. Sent with every forward pass, they would also wait for ever for a
+        # process that ran out of memory in the middle of one.
+        broadcast_buffers=False,
+    )
