@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vidi import optim
-from vidi.errors import UsageError
+from vidi.errors import MissingExtra, UsageError
 from vidi.optim import Average, Group
 
 NAMES = sorted(set(optim.OPTIMIZERS) - {"lbfgs"})
@@ -118,7 +119,8 @@ def shrunk(name: str, *, steps: int = 400, **settings: Any) -> float:
 def test_weight_decay_does_not_move_when_the_learning_rate_is_tuned(name: str) -> None:
     reference = optim.REFERENCE_LEARNING_RATE[name]
     expected = shrunk(name, learning_rate=reference, batch_size=2)
-    assert expected < 0.9
+    # An average of the weights lags behind them.
+    assert expected < 0.91
     for factor in (0.01, 0.3, 5.0):
         assert shrunk(name, learning_rate=reference * factor, batch_size=2) == pytest.approx(
             expected, rel=1e-3
@@ -265,7 +267,7 @@ def test_every_optimizer_learns(name: str) -> None:
     model = network()
     images = torch.randn(20, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(20) % 5
-    rate = {"adadelta": 1.0, "sgd": 0.05, "adagrad": 0.05, "muon": 5e-3}.get(name, 5e-3)
+    rate = {"adadelta": 1.0, "sgd": 0.05, "adagrad": 0.05, "sgd_schedule_free": 0.5}.get(name, 5e-3)
     optimizer = optim.make(name, optim.groups(model), learning_rate=rate, weight_decay=1e-4)
     for _ in range(60):
         loss = nn.functional.cross_entropy(model(images), targets)
@@ -273,6 +275,46 @@ def test_every_optimizer_learns(name: str) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert loss.item() < 0.4
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULE_FREE)
+def test_a_schedule_free_average_is_the_package_s_and_training_does_not_notice(name: str) -> None:
+    watched, alone = network(), network()
+    average = Average(watched)
+    ours, theirs = (
+        optim.make(name, optim.groups(model), learning_rate=0.05, weight_decay=0.01)
+        for model in (watched, alone)
+    )
+    for step in range(4):
+        train(watched, ours, 1)
+        average.follow(watched, ours, step + 1)
+        train(alone, theirs, 1)
+    assert torch.equal(weights(watched), weights(alone))
+    assert average.num_steps == 4
+    theirs.eval()  # type: ignore[attr-defined]
+    torch.testing.assert_close(weights(average.model), weights(alone), rtol=1e-6, atol=1e-7)
+    assert not torch.equal(weights(average.model), weights(watched))
+
+
+def test_statistics_are_those_of_the_images_shown_and_nothing_else_changes() -> None:
+    model = network().eval()
+    before = weights(model).clone()
+    batches = [torch.randn(16, 3, 6, 6), torch.randn(16, 3, 6, 6) + 1.0]
+    optim.measure_statistics(model, iter(batches))
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    expected = torch.stack([model[0](b).mean((0, 2, 3)) for b in batches]).mean(0)
+    torch.testing.assert_close(norm.running_mean, expected.detach(), rtol=1e-4, atol=1e-5)
+    assert norm.momentum == 0.1
+    assert not model.training
+    assert torch.equal(weights(model), before)
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "schedulefree", None)
+    with pytest.raises(MissingExtra, match="schedulefree") as refused:
+        optim.make("adamw_schedule_free", network(), learning_rate=0.1)
+    assert "vidi[schedulefree]" in refused.value.fix
 
 
 def test_lbfgs_fits_a_head() -> None:

@@ -433,8 +433,25 @@ CONTRADICTIONS: dict[str, tuple[dict[str, object], str]] = {
     "a head on nothing": ({"train__head": "first"}, "not pretrained"),
     "L-BFGS in steps": ({"train__optimizer": "lbfgs"}, "fits heads"),
     "compiling without a compiler": ({"machine__compile": True}, "compiler"),
+    "a schedule where there is none": (
+        {"train__optimizer": "sgd_schedule_free", "train__schedule": "cosine"},
+        "does without a schedule",
+    ),
+    "an average beside an average": (
+        {"train__optimizer": "adamw_schedule_free", "train__ema_decay": 0.99},
+        "averages the weights itself",
+    ),
     "tf32 on a processor": ({"machine__precision": "tf32"}, "NVIDIA"),
 }
+
+
+@pytest.mark.parametrize("name", ["sgd_schedule_free", "adamw_schedule_free"])
+def test_without_a_schedule_the_rate_stays_and_no_second_average_is_kept(name: str) -> None:
+    plan = plan_for(asked(train__optimizer=name, train__epochs=100))
+    assert plan.schedule.name == "constant"
+    assert plan.schedule.warmup_fraction > 0
+    assert plan.ema_decay == plan.swa_fraction == 0
+    assert all(name in plan.reasons[what] for what in ("schedule.name", "ema_decay"))
 
 
 @pytest.mark.parametrize("case", CONTRADICTIONS)

@@ -105,7 +105,9 @@ class TrainConfig(Frozen):
     learning_rate_scaling: Literal["linear", "sqrt", "none"] | None = Field(
         None, description="how the learning rate follows the batch size"
     )
-    optimizer: str | None = Field(None, description="a name of torch.optim: sgd, adamw, ...")
+    optimizer: str | None = Field(
+        None, description="a name of torch.optim: sgd, adamw, ...; adamw_schedule_free"
+    )
     momentum: Fraction | None = None
     weight_decay: Annotated[float, Field(ge=0.0)] | None = None
     schedule: str | None = Field(None, description="cosine, step, ..., or module:function")

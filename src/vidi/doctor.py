@@ -23,6 +23,7 @@ _EXTRAS = {
     "ray": ("ray",),
     "parquet": ("pyarrow",),
     "shards": ("fsspec",),
+    "schedulefree": ("schedulefree",),
 }
 _GIB = 2**30
 # Less free disk than this is soon full of decoded pixels and checkpoints.

@@ -29,9 +29,10 @@ from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.adamw import adamw
 
-from vidi.errors import UsageError, nearest
+from vidi.errors import MissingExtra, UsageError, nearest
 from vidi.finite import all_finite
 
 # The peak learning rates at which a weight decay means what it means to torch.
@@ -45,7 +46,12 @@ REFERENCE_LEARNING_RATE: Final[Mapping[str, float]] = {
     "adadelta": 1.0,
     "muon": 0.02,
     "lbfgs": 1.0,
+    # The first has no momentum that would multiply the decay by ten.
+    "sgd_schedule_free": 1.0,
+    "adamw_schedule_free": 1e-3,
 }
+# These keep an average of their weights themselves, in the place of a falling learning rate.
+SCHEDULE_FREE: Final = ("sgd_schedule_free", "adamw_schedule_free")
 _REFERENCE_BATCH_SIZE = 256
 _REFERENCE_MOMENTUM = 0.9
 
@@ -332,6 +338,40 @@ def _muon(asked: _Asked) -> torch.optim.Optimizer:
     return Muon(groups, lr=asked.learning_rate, **settings)
 
 
+def _sgd_schedule_free(asked: _Asked) -> torch.optim.Optimizer:
+    package = _schedule_free_package()
+    settings = asked.known(package.SGDScheduleFree, momentum=asked.momentum or _REFERENCE_MOMENTUM)
+    return _begun(package.SGDScheduleFree(asked.decoupled, lr=asked.learning_rate, **settings))
+
+
+def _adamw_schedule_free(asked: _Asked) -> torch.optim.Optimizer:
+    package = _schedule_free_package()
+    betas = (asked.momentum or _REFERENCE_MOMENTUM, 0.999)
+    settings = asked.known(package.AdamWScheduleFree, betas=betas)
+    return _begun(package.AdamWScheduleFree(asked.decoupled, lr=asked.learning_rate, **settings))
+
+
+def _schedule_free_package() -> Any:
+    try:
+        import schedulefree  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError:
+        raise MissingExtra(
+            "optimizers without a schedule need a package that is not installed: schedulefree",
+            fix='pip install "vidi[schedulefree]"',
+        ) from None
+    return schedulefree
+
+
+def _begun(optimizer: Any) -> torch.optim.Optimizer:
+    """Its weights are for training and stay so; `Average.follow` computes the others beside them.
+
+    Its own switch between the two rounds each time: a run that saves once more would end with
+    other weights.
+    """
+    optimizer.train()
+    return optimizer  # type: ignore[no-any-return]
+
+
 OPTIMIZERS: Final[Mapping[str, Callable[[_Asked], torch.optim.Optimizer]]] = {
     "sgd": _sgd,
     "adam": _adam,
@@ -342,6 +382,8 @@ OPTIMIZERS: Final[Mapping[str, Callable[[_Asked], torch.optim.Optimizer]]] = {
     "adadelta": _adadelta,
     "muon": _muon,
     "lbfgs": _lbfgs,
+    "sgd_schedule_free": _sgd_schedule_free,
+    "adamw_schedule_free": _adamw_schedule_free,
 }
 
 
@@ -560,6 +602,30 @@ class Average:
         return self._known
 
     @torch.no_grad()
+    def follow(self, model: nn.Module, optimizer: torch.optim.Optimizer, num_steps: int) -> None:
+        """Become the average that a schedule-free optimizer holds; its weights stay as they are.
+
+        The model's weights y lie between that average x and the optimizer's own z: y = (1 - beta) z
+        + beta x (Defazio et al. 2024, "The Road Less Scheduled"). Statistics of batch norms stay
+        as they are here; see `measure_statistics`.
+        """
+        found: dict[int, tuple[Tensor, float]] = {}
+        for group in optimizer.param_groups:
+            beta = group["betas"][0] if "betas" in group else group["momentum"]
+            for parameter in group["params"]:
+                own = optimizer.state.get(parameter, {}).get("z")
+                if own is not None:
+                    found[id(parameter)] = (own, beta)
+        theirs = dict(model.named_parameters())
+        for name, average in self.model.named_parameters():
+            value = theirs[name].detach()
+            average.copy_(value)
+            if id(theirs[name]) in found:
+                own, beta = found[id(theirs[name])]
+                average.lerp_(own, 1.0 - 1.0 / beta)
+        self.num_steps = num_steps
+
+    @torch.no_grad()
     def reset(self, model: nn.Module) -> None:
         """Start again from `model`, as after a rollback."""
         self.model.load_state_dict(model.state_dict())
@@ -573,6 +639,29 @@ class Average:
         """What `state_dict` gave, and the count that went with it."""
         self.model.load_state_dict(state)
         self.num_steps = num_steps
+
+
+@torch.no_grad()
+def measure_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Batch norms that learn take the mean and variance of these images, all batches alike.
+
+    For weights that no training step has seen, such as an average's. In training mode meanwhile.
+    """
+    norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    was_training = model.training
+    model.train()
+    try:
+        for norm in norms:
+            if norm.training:
+                norm.reset_running_stats()
+                norm.momentum = None
+        for images in batches:
+            model(images)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        model.train(was_training)
 
 
 @contextlib.contextmanager

@@ -37,7 +37,12 @@ _LEARNING_RATES: dict[str, tuple[float, Literal["linear", "sqrt", "none"]]] = {
     "adagrad": (1e-2, "sqrt"),
     "adadelta": (1.0, "none"),
     "muon": (0.03, "sqrt"),
+    "sgd_schedule_free": (2.0, "linear"),
+    "adamw_schedule_free": (2.5e-3, "sqrt"),
 }
+# Optimizers that average instead of lowering the learning rate (Defazio et al. 2024); as in
+# vidi.optim, which needs torch.
+SCHEDULE_FREE = ("sgd_schedule_free", "adamw_schedule_free")
 _FINE_TUNING_RATE = 6e-4
 
 
@@ -115,11 +120,16 @@ def decide_schedule(
         ConfigError: it follows the validation, and nothing is validated.
     """
     asked = config.train
-    name = decided.take(
-        "schedule.name",
-        asked.schedule,
-        ("cosine", "ends at zero without a further setting; Loshchilov and Hutter 2017"),
-    )
+    rule = "cosine", "ends at zero without a further setting; Loshchilov and Hutter 2017"
+    if asked.optimizer in SCHEDULE_FREE:
+        rule = "constant", f"{asked.optimizer} averages instead of lowering it; Defazio et al. 2024"
+        if asked.schedule not in (None, "constant"):
+            raise ConfigError(
+                f"train.optimizer = '{asked.optimizer}' does without a schedule, and "
+                f"train.schedule = '{asked.schedule}' is one",
+                fix="leave train.schedule out, or use adamw or sgd",
+            )
+    name = decided.take("schedule.name", asked.schedule, rule)
     if name == "plateau" and not dataset.num_images("validation"):
         raise ConfigError(
             "train.schedule = 'plateau' follows the validation, and no image is held out for it",
@@ -157,6 +167,20 @@ def decide_average(config: Config, decided: Decisions, horizon: int) -> AverageP
             "train.ema_decay and train.swa_fraction are two averages, and one is kept",
             fix="leave one of them out, or set it to 0",
         )
+    if asked.optimizer in SCHEDULE_FREE:
+        for setting, value in (
+            ("ema_decay", asked.ema_decay),
+            ("swa_fraction", asked.swa_fraction),
+        ):
+            if value:
+                raise ConfigError(
+                    f"train.optimizer = '{asked.optimizer}' averages the weights itself, and "
+                    f"train.{setting} is another average",
+                    fix=f"leave train.{setting} out, or use adamw or sgd",
+                )
+        why = f"{asked.optimizer} averages the weights itself"
+        decided.reasons |= {"swa_fraction": why, "ema_decay": why}
+        return AveragePlan(0.0, 0.0)
     swa = decided.take(
         "swa_fraction",
         asked.swa_fraction,

@@ -27,7 +27,14 @@ from vidi.metrics import quick_scores
 from vidi.plan import Plan
 from vidi.run import Run
 from vidi.schedule import Plateau
-from vidi.step import StepResult, StepSettings, rehearse, train_step
+from vidi.step import (
+    StepResult,
+    StepSettings,
+    autocast,
+    rehearse,
+    seed_step,
+    train_step,
+)
 from vidi.train.gathering import together
 from vidi.train.ranks import ALONE, Ranks, wrapped
 from vidi.train.saving import Saver, save
@@ -37,6 +44,9 @@ __all__ = ["Job", "Progress", "Validation", "loop", "save"]
 
 # An update whose loss or gradient is not finite is left out; so many in a row are not bad luck.
 MAX_CONSECUTIVE_SKIPS = 10
+# So many batches tell the statistics of weights that no step has trained; schedulefree's advice
+# is fifty, and on twenty the variance of a filter is known to about two percent.
+STATISTICS_BATCHES = 20
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,8 @@ def _steps(plan: Plan, job: Job, state: State, run: Run | None, saver: Saver) ->
             # What validates best is kept, so the checkpoint of this very step is needed.
             yield from _saved(saver, state, watch, now=True)
         if state.step >= plan.last_step:
+            if job.validation is None:
+                _settle_average(plan, job, state)
             yield from _saved(saver, state, watch, wait=True)
             return
         if plan.stage_at(state.step) != stage:
@@ -218,9 +230,35 @@ def _mixable(batches: list[Batch]) -> list[list[Batch]]:
 def _average_is_due(plan: Plan, state: State) -> bool:
     return (
         state.average is not None
+        and not state.is_schedule_free
         and state.step % plan.ema_every_steps == 0
         and state.step > plan.averaged_from_step
     )
+
+
+def _settle_average(plan: Plan, job: Job, state: State) -> None:
+    """What a schedule-free optimizer averages, with statistics of its own, before it is judged.
+
+    A function of the plan and the step alone, so that it does not matter when a run was stopped.
+    """
+    if not state.is_schedule_free:
+        return
+    assert state.average is not None
+    state.average.follow(state.model, state.optimizer, state.step)
+    seed_step(plan.seed, state.step, job.device)
+    batches = _varied(plan, job, 0, 0)
+    try:
+        with autocast(job.device, plan.execution.precision):
+            optim.measure_statistics(
+                state.average.model,
+                (
+                    part.images
+                    for batch in itertools.islice(batches, STATISTICS_BATCHES)
+                    for part in batch.split(state.training_limit.num_images)
+                ),
+            )
+    finally:
+        batches.close()
 
 
 def _multiplier(job: Job, state: State, done: float) -> float:
@@ -292,6 +330,7 @@ def _validate(
 ) -> Iterator[Progress]:
     assert job.validation is not None
     started_at = time.perf_counter()
+    _settle_average(plan, job, state)
     average = state.average
     judged = state.model if average is None or not average.num_steps else average.model
     job.ranks.same_buffers(judged)

@@ -261,7 +261,8 @@ def own_model(
 def build_state(plan: Plan, classifier: Classifier) -> State:
     """A run before its first step."""
     average = None
-    if plan.ema_decay or plan.swa_fraction:
+    schedule_free = plan.optimizer.name in optim.SCHEDULE_FREE
+    if plan.ema_decay or plan.swa_fraction or schedule_free:
         average = optim.Average(classifier, plan.ema_decay, uniform=plan.swa_fraction > 0.0)
     device = torch.device(plan.execution.device)
     if plan.execution.sync_batch_norm:

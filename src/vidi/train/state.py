@@ -20,6 +20,9 @@ from vidi.schedule import PlateauState
 from vidi.train.ranks import Saved
 
 FORMAT = 2
+# What schedule-free optimizers count for a group and not for a parameter.
+_GROUP_NUMBERS = {"k", "weight_sum", "lr_max"}
+_GROUP = "group "
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +96,17 @@ class State:
     # Things that the user should read in the report, in the order they happened.
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def is_schedule_free(self) -> bool:
+        """Whether the optimizer holds the average itself."""
+        return "weight_sum" in self.optimizer.param_groups[0]
+
     def files(self) -> dict[str, bytes]:
         """The tensors, as the files of a checkpoint."""
         tensors, _ = _flat(self.optimizer)
+        if self.is_schedule_free:
+            assert self.average is not None
+            self.average.follow(self.model, self.optimizer, self.step)
         files = {
             "model.safetensors": _packed(self.model.state_dict()),
             "optimizer.safetensors": _packed(tensors),
@@ -237,6 +248,9 @@ def _flat(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str
                 tensors[f"{index}.{name}"] = value
             elif value is not None:
                 numbers[f"{index}.{name}"] = value
+    for index, group in enumerate(optimizer.param_groups):
+        for name in _GROUP_NUMBERS & group.keys():
+            numbers[f"{_GROUP}{index}.{name}"] = group[name]
     return tensors, numbers
 
 
@@ -247,6 +261,9 @@ def _unflatten(
     state: dict[int, dict[str, Any]] = {}
     for key, value in (*tensors.items(), *numbers.items()):
         index, _, name = key.partition(".")
+        if index.startswith(_GROUP):
+            optimizer.param_groups[int(index.removeprefix(_GROUP))][name] = value
+            continue
         if isinstance(value, Tensor) and value.shape == parameters[int(index)].shape:
             # A momentum keeps the memory layout of its parameter; mixed layouts are slow.
             value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
