@@ -40,8 +40,10 @@ def same_numbers() -> bool:
 
 
 def _by_torch(pixels: Pixels, height: int, width: int, interpolation: str) -> Pixels:
-    # Pillow's arrays are read-only, which torch warns of.
-    writable = pixels if pixels.flags.writeable else pixels.copy()
+    # Pillow's arrays are read-only, which torch warns of. And torch would copy a part of a picture
+    # by all its threads, which wait for one another twice as long as numpy copies.
+    contiguous = pixels.flags.c_contiguous and pixels.flags.writeable
+    writable = pixels if contiguous else pixels.copy()
     source = torch.from_numpy(writable).permute(2, 0, 1)[None]
     channels = pixels.shape[2]
     # Rows of pixels, as a store has them. `functional.interpolate`, which calls the same kernel,
