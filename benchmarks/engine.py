@@ -1,14 +1,20 @@
 """What the engine promises, as ratios from one run; each part can be run alone.
 
-    python benchmarks/engine.py accumulation | save | defaults | forward | grid | processes [DATA]
+    python benchmarks/engine.py PART [DATA]
 
-accumulation  peak memory of activations with 4 micro-batches against one batch (bar: 0.35)
-save          how long a checkpoint of EfficientNet-Lite0 with AdamW and average stalls (0.15 s)
-defaults      the plan's step against torch's defaults: float32, NCHW, batch 32, malloc untouched;
-              EfficientNet-Lite0 (3) and ResNet-18 (2.5) at 224 px
-forward       features of EfficientNet-Lite0 against the same defaults (5)
-grid          the probe's choice against the best of every combination (0.95)
-processes     two gloo processes of one core each against one process on one core (0.85 each)
+accumulation        peak memory of activations with 4 micro-batches against one batch (0.35)
+save                how long a checkpoint of EfficientNet-Lite0 with AdamW and average stalls
+                    (0.15 s)
+defaults-lite0      the probe's choice against torch's defaults (float32, NCHW, batch 32, malloc
+                    untouched) for EfficientNet-Lite0 at 224 px (3)
+defaults-resnet18   the same for ResNet-18 at 224 px (2.5)
+forward             features of EfficientNet-Lite0 against the same defaults (5)
+grid-lite0          the probe's choice against the best of every combination (0.95), for
+grid-resnet18       EfficientNet-Lite0 at 224 px, ResNet-18 at 64 px, and the small network as for
+grid-fashion        Fashion-MNIST and for CIFAR-10
+grid-cifar
+processes           two gloo processes of one core each against one process on one core, images
+                    per second and core, training DATA (0.85)
 
 `benchmarks/loop.py DATA` is the loop against the bare step (0.97). Medians of three; turns
 alternate, because the speed of a shared machine drifts.
@@ -20,6 +26,7 @@ import argparse
 import copy
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -27,7 +34,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,7 +47,7 @@ from vidi.config import Config
 from vidi.data import open_dataset
 from vidi.facts import DatasetFacts, Facts, Precision
 from vidi.loss import Loss
-from vidi.model import Classifier, build
+from vidi.model import Classifier, build, freeze_batch_norm
 from vidi.plan import Plan, make
 from vidi.restore import build_model
 from vidi.run import Run
@@ -52,15 +60,23 @@ SETTINGS = StepSettings(
 )
 
 
-def classifier(name: str, image_px: int) -> Classifier:
+def classifier(name: str, image_px: int, channels: int = 3) -> Classifier:
     return build(
-        name, num_classes=10, image_px=image_px, channels=3, mean=(0.5,) * 3, std=(0.25,) * 3
+        name,
+        num_classes=10,
+        image_px=image_px,
+        channels=channels,
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
     )
 
 
-def batch(num_images: int, image_px: int, *, channels_last: bool = True) -> Batch:
+def batch(
+    num_images: int, image_px: int, channels: int = 3, *, channels_last: bool = True
+) -> Batch:
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    images = torch.randint(0, 256, (num_images, 3, image_px, image_px), dtype=torch.uint8)
+    shape = num_images, channels, image_px, image_px
+    images = torch.randint(0, 256, shape, dtype=torch.uint8)
     return Batch(
         images.contiguous(memory_format=layout),
         torch.randint(0, 10, (num_images,)),
@@ -68,19 +84,30 @@ def batch(num_images: int, image_px: int, *, channels_last: bool = True) -> Batc
     )
 
 
-def make_optimizer(network: nn.Module) -> torch.optim.Optimizer:
-    return optim.make("sgd", network, learning_rate=1e-3)
+def make_optimizer(network: nn.Module, fused: bool | None = None) -> torch.optim.Optimizer:
+    return optim.make("sgd", network, learning_rate=1e-3, fused=fused)
 
 
-def step_rate(model: nn.Module, images: Batch, settings: StepSettings, steps: int = 3) -> float:
-    """Images per second of the training step, after one that is not counted."""
-    optimizer = make_optimizer(model)
+def step_rate(
+    model: nn.Module,
+    images: Batch,
+    settings: StepSettings,
+    steps: int = 3,
+    *,
+    fused: bool | None = None,
+    hopeless_s: float = math.inf,
+) -> float:
+    """Images per second of the training step, after one that is not counted unless it took so long
+    that nothing more needs to be known."""
+    optimizer = make_optimizer(model, fused)
     times = []
     for step in range(steps + 1):
         began_at = time.perf_counter()
         train_step(model, optimizer, images, settings, step)
         times.append(time.perf_counter() - began_at)
-    return len(images) / statistics.median(times[1:])
+        if times[0] > hopeless_s:
+            break
+    return len(images) / statistics.median(times[1:] or times)
 
 
 def accumulation() -> None:
@@ -143,20 +170,19 @@ def planned(settings: dict[str, object]) -> Plan:
     return make(asked, Facts(dataset=facts, machine=machine))
 
 
-def defaults(names: tuple[str, ...] = ("efficientnet_lite0", "resnet18")) -> None:
-    """What everyone's first script does, and what the probe chooses, in turns."""
-    for name in names:
-        model = classifier(name, 224)
-        chosen = chosen_step(model)
-        theirs, ours = [], []
-        for _ in range(3):
-            theirs.append(default_rate(model))
-            ours.append(chosen())
-        ratio = statistics.median(o / t for o, t in zip(ours, theirs, strict=True))
-        print(
-            f"defaults: {name} {statistics.median(ours):.1f} images/s, torch's defaults "
-            f"{statistics.median(theirs):.1f}: {ratio:.2f} times (bars 3 and 2.5)"
-        )
+def defaults(name: str, bar: float) -> None:
+    """What everybody's first script does, and what the probe chooses, in turns."""
+    model = classifier(name, 224)
+    chosen = chosen_step(model)
+    theirs, ours = [], []
+    for _ in range(3):
+        theirs.append(default_rate(model))
+        ours.append(chosen())
+    ratio = statistics.median(o / t for o, t in zip(ours, theirs, strict=True))
+    print(
+        f"defaults: {name} {statistics.median(ours):.1f} images/s, torch's defaults "
+        f"{statistics.median(theirs):.1f}: {ratio:.2f} times (bar {bar:g})"
+    )
 
 
 def default_rate(model: nn.Module) -> float:
@@ -220,32 +246,91 @@ def forward() -> None:
     print(f"forward: {ratio:.2f} times torch's defaults (bar 5); images/s {pairs}")
 
 
-def grid(name: str = "small_resnet", image_px: int = 32, num_images: int = 128) -> None:
+@dataclass(frozen=True)
+class Case:
+    """A network, its images and the batch that the plan gives it."""
+
+    name: str
+    image_px: int
+    channels: int
+    num_images: int
+    # Whether a batch may be cut without changing what batch norms see.
+    pretrained: bool = False
+
+
+CASES = {
+    "lite0": Case("efficientnet_lite0", 224, 3, 16, pretrained=True),
+    "resnet18": Case("resnet18", 64, 3, 64),
+    "fashion": Case("small_resnet", 28, 1, 256),
+    "cifar": Case("small_resnet", 32, 3, 256),
+}
+
+
+def grid(case: Case) -> None:
     """Every combination by hand, and the one that the probe takes, timed again in turns."""
-    model = classifier(name, image_px)
-    images = [batch(num_images, image_px) for _ in range(2)]
-    threads = torch.get_num_threads()
+    model = classifier(case.name, case.image_px, case.channels)
+    if case.pretrained:
+        freeze_batch_norm(model)
+    images = [batch(case.num_images, case.image_px, case.channels) for _ in range(2)]
     options = probe.space(
-        "cpu", probe.machine(), batch_size=num_images, threads=threads, limit_s=20.0
+        "cpu",
+        probe.machine(),
+        batch_size=case.num_images,
+        threads=torch.get_num_threads(),
+        limit_s=20.0,
     )
+    if not case.pretrained:
+        options = replace(options, micro_batch_sizes=(case.num_images,))
     found = probe.measure(model, make_optimizer, images, SETTINGS, options, limit_s=20.0)
     best = max((s for s in found.steps if not s.rejected), key=lambda s: s.images_per_second)
 
-    def rate(precision: str, channels_last: bool, size: int) -> float:
-        layout = torch.channels_last if channels_last else torch.contiguous_format
+    def rate(way: probe.Candidate, steps: int = 3, hopeless_s: float = math.inf) -> float:
+        probe.keep_memory(way.keep_memory)
+        torch.set_num_threads(way.threads)
+        layout = torch.channels_last if way.channels_last else torch.contiguous_format
         trial = copy.deepcopy(model).to(memory_format=layout).train()  # type: ignore[call-overload]
-        settings = replace(SETTINGS, precision=precision, micro_batch_size=size)  # type: ignore[arg-type]
-        return step_rate(trial, images[0], settings)
+        settings = replace(SETTINGS, precision=way.precision, micro_batch_size=way.micro_batch_size)
+        return step_rate(trial, images[0], settings, steps, fused=way.fused, hopeless_s=hopeless_s)
 
-    ways = list(
-        itertools.product(options.precisions, options.channels_last, options.micro_batch_sizes)
+    ways = [
+        probe.Candidate(*way[:4], keep_memory=way[4], fused=way[5])
+        for way in itertools.product(
+            options.precisions,
+            options.channels_last,
+            options.micro_batch_sizes,
+            # A second thread is worth most to large networks, and each of their steps takes long.
+            options.threads[:1] if case.image_px > 64 else options.threads,
+            (True, False),
+            options.fused,
+        )
+    ]
+    once: dict[probe.Candidate, float] = {}
+    for way in ways:
+        best_rate = max(once.values(), default=0.0)
+        once[way] = rate(way, 1, 4 * case.num_images / best_rate if best_rate else math.inf)
+    chosen = probe.Candidate(
+        best.precision,
+        best.channels_last,
+        best.micro_batch_size or case.num_images,
+        best.threads,
+        best.compile,
+        best.keep_memory,
+        best.fused,
     )
-    rates = {way: statistics.median(rate(*way) for _ in range(3)) for way in ways}
-    chosen = (best.precision, best.channels_last, best.micro_batch_size or num_images)
+    # Only what could be best is worth a second look.
+    first = sorted(ways, key=lambda way: -once[way])[:3]
+    again = {way: [once[way]] for way in {*first, chosen}}
+    for _ in range(4):
+        for way, looks in again.items():
+            looks.append(rate(way))
+    rates = {way: statistics.median(each) for way, each in again.items()}
+    winner = max(rates, key=lambda way: rates[way])
+    probe.keep_memory()
+    print(f"  chosen {chosen}\n  best {winner}")
     print(
-        f"grid: {name} at {image_px} px: chosen {chosen} {rates[chosen]:.0f} images/s, best "
-        f"{max(rates, key=lambda way: rates[way])} {max(rates.values()):.0f}: "
-        f"{rates[chosen] / max(rates.values()):.3f} (bar 0.95)"
+        f"grid: {case.name} at {case.image_px} px, {len(ways)} ways, probed in {found.probe_s:.0f} "
+        f"s: chosen {rates[chosen]:.1f} images/s, best {rates[winner]:.1f}: "
+        f"{rates[chosen] / rates[winner]:.3f} (bar 0.95)"
     )
 
 
@@ -277,9 +362,10 @@ def main() -> None:
     parts: dict[str, Callable[[], None]] = {
         "accumulation": accumulation,
         "save": save,
-        "defaults": defaults,
+        "defaults-lite0": partial(defaults, "efficientnet_lite0", 3.0),
+        "defaults-resnet18": partial(defaults, "resnet18", 2.5),
         "forward": forward,
-        "grid": grid,
+        **{f"grid-{name}": partial(grid, case) for name, case in CASES.items()},
     }
     parser.add_argument("part", choices=[*parts, "processes", "all"])
     parser.add_argument("data", nargs="?", default="digits")

@@ -255,7 +255,7 @@ def chosen(s: Sizes) -> dict[str, float]:
     )  # fmt: skip
     measured = probe.measure(
         model,
-        lambda network: optim.make("sgd", network, learning_rate=0.1),
+        lambda network, fused: optim.make("sgd", network, learning_rate=0.1, fused=fused),
         [batch(s) for _ in range(2)],
         settings(s),
         options,

@@ -433,6 +433,7 @@ CONTRADICTIONS: dict[str, tuple[dict[str, object], str]] = {
     "a head on nothing": ({"train__head": "first"}, "not pretrained"),
     "L-BFGS in steps": ({"train__optimizer": "lbfgs"}, "fits heads"),
     "compiling without a compiler": ({"machine__compile": True}, "compiler"),
+    "graphs on a processor": ({"machine__cuda_graphs": True}, "NVIDIA"),
     "a schedule where there is none": (
         {"train__optimizer": "sgd_schedule_free", "train__schedule": "cosine"},
         "does without a schedule",
@@ -443,6 +444,44 @@ CONTRADICTIONS: dict[str, tuple[dict[str, object], str]] = {
     ),
     "tf32 on a processor": ({"machine__precision": "tf32"}, "NVIDIA"),
 }
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "sentence"),
+    [
+        ({"machine__cuda_graphs": True, "machine__compile": False}, 1, "records compiled code"),
+        ({"machine__cuda_graphs": True}, 2, "several processes"),
+        ({"machine__augment_on": "host", "data__store": "device"}, 1, "memory of the accelerator"),
+    ],
+)
+def test_on_a_card_too_what_contradicts_is_refused(
+    settings: dict[str, object], processes: int, sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        plan_for(asked(**settings), machine=machine(accelerators=(CARD,), processes=processes))
+
+
+def test_graphs_and_the_place_of_augmentation_are_taken_as_measured() -> None:
+    plain = timing(500.0, precision="bfloat16", compile=True, compile_s=20.0)
+    graphs = timing(900.0, precision="bfloat16", compile=True, compile_s=30.0, cuda_graphs=True)
+    host = timing(950.0, precision="bfloat16", augment_on="host", fused=False)
+    card = machine(accelerators=(CARD,))
+    photos = {**PHOTOS, "machine": card, "cache_free_bytes": 1 << 40}
+    chosen = plan_for(
+        asked(train__epochs=1_000, data__store="disk"),
+        **photos,
+        measured=Measurements(steps=(plain, graphs)),
+    )
+    assert chosen.execution.compile
+    assert chosen.execution.cuda_graphs
+    other = plan_for(
+        asked(train__epochs=1_000, data__store="disk"),
+        **photos,
+        measured=Measurements(steps=(plain, graphs, host)),
+    ).execution
+    assert (other.augment_on, other.fused, other.compile) == ("host", False, False)
+    asked_for = plan_for(asked(machine__cuda_graphs=True, data__store="disk"), **photos).execution
+    assert asked_for.compile
 
 
 @pytest.mark.parametrize("name", ["sgd_schedule_free", "adamw_schedule_free"])

@@ -40,6 +40,21 @@ class Batch:
         repeats = (None,) * len(ids) if self.repeats is None else torch.split(self.repeats, cut)
         return [Batch(*part) for part in zip(images, targets, ids, repeats, strict=True)]
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on that device; the host does not wait for the copy."""
+        if self.images.device == torch.device(device):
+            return self
+        images, targets, ids = (
+            tensor.to(device, non_blocking=True) for tensor in (self.images, self.targets, self.ids)
+        )
+        repeats = self.repeats
+        return Batch(
+            images,
+            targets,
+            ids,
+            None if repeats is None else repeats.to(device, non_blocking=True),
+        )
+
     @property
     def keys(self) -> Tensor:
         """(N,) int64: what per-image randomness is keyed by, another one for each repeat."""

@@ -199,6 +199,15 @@ class MachineConfig(Frozen):
         None, description="whether ways of computing a step are timed first; once, if left open"
     )
     compile: bool | None = Field(None, description="torch.compile the model")
+    cuda_graphs: bool | None = Field(
+        None, description="record the compiled step once and play it as a whole; NVIDIA only"
+    )
+    fused: bool | None = Field(
+        None, description="the optimizer's fused kernel, or its lists of tensors"
+    )
+    augment_on: Literal["device", "host"] | None = Field(
+        None, description="where images are augmented, where training is on an accelerator"
+    )
     recompute: bool | None = Field(
         None, description="keep fewer activations and compute them again, to save memory"
     )

@@ -22,6 +22,10 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+# What varies images: the device that trains, or the processor beside it.
+Where = Literal["device", "host"]
+
+
 class DatasetFacts(Frozen):
     """Counted on the user's data after the scan; no pixel of the test split is looked at."""
 
@@ -122,6 +126,12 @@ class StepTiming(Frozen):
     micro_batch_size: int | None = None
     compile: bool = False
     keep_memory: bool = True
+    # The optimizer's fused kernel, or its lists of tensors; None: as `vidi.optim` takes it.
+    fused: bool | None = None
+    # Compiled code that is recorded once and played as a whole.
+    cuda_graphs: bool = False
+    # Where images are augmented; on a processor both are the same.
+    augment_on: Where = "device"
     # Seconds that compiling took; a run pays them once.
     compile_s: float = 0.0
     # Why the candidate is out although it ran, e.g. its loss left the tolerance. Empty: it is in.

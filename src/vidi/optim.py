@@ -147,6 +147,7 @@ def make(
     weight_decay: float = 0.0,
     momentum: float = 0.9,
     batch_size: int = 256,
+    fused: bool | None = None,
     **settings: Any,
 ) -> torch.optim.Optimizer:
     """The optimizer of that torch name.
@@ -159,6 +160,8 @@ def make(
         momentum: of SGD (Nesterov), RMSprop and Muon; the first beta of Adam, AdamW and NAdam.
             Adagrad, Adadelta and L-BFGS have none.
         batch_size: images of one update, for the rule of the weight decay.
+        fused: torch's fused kernel, or its lists of tensors; left open, what `_Asked.fused` takes.
+            Optimizers that have no such choice do not look at it.
         settings: further settings of the torch optimizer, such as `betas`, `eps` or `nesterov`.
 
     Raises:
@@ -180,7 +183,7 @@ def make(
     if not any(group.parameters for group in given):
         raise UsageError("the model has no parameters to train")
     shrink = weight_decay * REFERENCE_LEARNING_RATE[name] * batch_size / _REFERENCE_BATCH_SIZE
-    optimizer = build(_Asked(given, learning_rate, shrink, momentum, settings))
+    optimizer = build(_Asked(given, learning_rate, shrink, momentum, settings, fused))
     for group in optimizer.param_groups:
         group["base_learning_rate"] = group["lr"]
     return optimizer
@@ -198,6 +201,7 @@ class _Asked:
     shrink: float
     momentum: float
     settings: Mapping[str, Any]
+    wants_fused: bool | None = None
 
     def torch_groups(self, *, weight_decay: float) -> list[dict[str, Any]]:
         """Groups as torch takes them; `weight_decay` is multiplied by the learning rate there."""
@@ -227,6 +231,8 @@ class _Asked:
             return {}
         parameters = [parameter for group in self.groups for parameter in group.parameters]
         able = all(p.is_floating_point() and p.device.type in kinds for p in parameters)
+        if self.wants_fused is not None:
+            return {"fused": True} if able and self.wants_fused else {"foreach": True}
         in_order = all(p.is_contiguous() for p in parameters if p.device.type == "cpu")
         return {"fused": True} if able and in_order else {}
 
@@ -372,6 +378,8 @@ def _begun(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer  # type: ignore[no-any-return]
 
 
+# Those that torch has a fused kernel for.
+FUSED: Final = ("sgd", "adam", "adamw", "adagrad")
 OPTIMIZERS: Final[Mapping[str, Callable[[_Asked], torch.optim.Optimizer]]] = {
     "sgd": _sgd,
     "adam": _adam,

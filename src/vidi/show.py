@@ -17,6 +17,7 @@ from rich.text import Text
 
 from vidi import schedule
 from vidi.errors import VidiError
+from vidi.facts import StepTiming
 from vidi.predict.inputs import find
 from vidi.storage import shown
 
@@ -237,7 +238,16 @@ def decision_table(prepared: Prepared) -> None:
     rates = [step.images_per_second for step in measured.steps if step.images_per_second]
     slowest = min(rates, default=1.0)
     table = Table(title="\nmeasured steps", title_justify="left", box=None, pad_edge=False)
-    headings = ("precision", "layout", "at once", "threads", "compiled", "malloc", "images/s")
+    headings = (
+        "precision",
+        "layout",
+        "at once",
+        "threads",
+        "compiled",
+        "malloc",
+        "also",
+        "images/s",
+    )
     for heading in (*headings, "times", ""):
         table.add_column(heading)
     for step in sorted(measured.steps, key=lambda step: -step.images_per_second):
@@ -248,11 +258,20 @@ def decision_table(prepared: Prepared) -> None:
             str(step.threads),
             f"{step.compile_s:.0f} s" if step.compile else "",
             "kept" if step.keep_memory else "returned",
+            ", ".join(_also(step)),
             f"{step.images_per_second:,.3g}",
             f"{step.images_per_second / slowest:.2f}",
             step.rejected,
         )
     console.print(table)
+
+
+def _also(step: StepTiming) -> list[str]:
+    """What only some candidates differ in."""
+    words = ["graphs"] if step.cuda_graphs else []
+    if step.fused is not None:
+        words.append("fused" if step.fused else "not fused")
+    return [*words, "augmented on the host"] if step.augment_on == "host" else words
 
 
 @contextlib.contextmanager

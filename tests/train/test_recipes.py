@@ -70,6 +70,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "bce, weighted": {"train__loss": "bce", "train__imbalance": "weighted"},
     "logit adjustment": {"train__imbalance": "logit_adjustment"},
     "schedule-free": {"train__optimizer": "adamw_schedule_free"},
+    "fused, augmented beside": {"machine__fused": True, "machine__augment_on": "host"},
     "recomputed activations": {"model__name": "small_resnet", "machine__recompute": True},
 }  # fmt: skip
 

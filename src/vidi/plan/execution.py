@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from vidi.config import Config
+from vidi.config import Config, MachineConfig
 from vidi.errors import ConfigError
-from vidi.facts import Accelerator, Facts, Machine, Precision, StepTiming
+from vidi.facts import Accelerator, Facts, Machine, Precision, StepTiming, Where
 from vidi.image import PixelContract
 from vidi.plan.decisions import Decisions
-from vidi.plan.feeding import decide_build, decide_place
+from vidi.plan.feeding import Place, decide_build, decide_place
 from vidi.plan.network import SMALL_IMAGE_PX
 from vidi.plan.values import ExecutionPlan
 
@@ -37,6 +37,7 @@ def decide_execution(
     asked, machine = config.machine, facts.machine
     device = decide_device(config, facts, decided)
     _check(config, machine, device)
+    _check_graphs(config, machine, device)
     accelerators = {accelerator.kind: accelerator for accelerator in machine.accelerators}
     accelerator = None if device == "cpu" else accelerators[device]
     best = fastest(facts, config)
@@ -50,6 +51,11 @@ def decide_execution(
         threads_rule = best.threads, _measured(best, ways)
     threads = decided.take("execution.threads", asked.threads, threads_rule)
     place = decide_place(config, facts, pixels, device, decided)
+    if asked.augment_on == "host" and place == "device":
+        raise ConfigError(
+            "machine.augment_on = 'host', and the images wait in the memory of the accelerator",
+            fix="set data.store = 'memory' or 'disk', or leave machine.augment_on out",
+        )
     world = machine.processes
     each = batch_size // world
     return ExecutionPlan(
@@ -60,7 +66,14 @@ def decide_execution(
         channels_last=decided.take(
             "execution.channels_last", asked.channels_last, _layout_rule(best, ways)
         ),
-        compile=decided.take("execution.compile", asked.compile, _compile_rule(best, ways)),
+        compile=decided.take("execution.compile", asked.compile, _compile_rule(best, ways, asked)),
+        cuda_graphs=decided.take(
+            "execution.cuda_graphs", asked.cuda_graphs, _cuda_graphs_rule(best, ways, device)
+        ),
+        fused=decided.take("execution.fused", asked.fused, _fused_rule(best, ways)),
+        augment_on=decided.take(
+            "execution.augment_on", asked.augment_on, _augment_on_rule(best, ways, device, place)
+        ),
         recompute=decided.take(
             "execution.recompute", asked.recompute, (False, "memory is not what is missing")
         ),
@@ -130,6 +143,27 @@ def _check(config: Config, machine: Machine, device: str) -> None:
         )
 
 
+def _check_graphs(config: Config, machine: Machine, device: str) -> None:
+    asked = config.machine
+    if not asked.cuda_graphs:
+        return
+    if device != "cuda":
+        raise ConfigError(
+            f"machine.cuda_graphs = true is for NVIDIA's GPUs, and the device is {device}",
+            fix="leave it out: it is measured where it can be",
+        )
+    if asked.compile is False:
+        raise ConfigError(
+            "machine.cuda_graphs = true records compiled code, and machine.compile = false",
+            fix="leave machine.compile out, or machine.cuda_graphs",
+        )
+    if machine.processes > 1:
+        raise ConfigError(
+            "machine.cuda_graphs = true cannot record what several processes say to each other",
+            fix="train in one process, or leave it out",
+        )
+
+
 def fastest(facts: Facts, config: Config) -> StepTiming | None:
     """The measured candidate that ends a run soonest and agrees with what was asked for.
 
@@ -144,6 +178,9 @@ def fastest(facts: Facts, config: Config) -> StepTiming | None:
         and asked.precision in (None, step.precision)
         and asked.channels_last in (None, step.channels_last)
         and asked.compile in (None, step.compile)
+        and asked.cuda_graphs in (None, step.cuda_graphs)
+        and asked.fused in (None, step.fused)
+        and asked.augment_on in (None, step.augment_on)
         and asked.keep_memory in (None, step.keep_memory)
         and asked.threads in (None, step.threads)
     ]
@@ -207,12 +244,40 @@ def _layout_rule(best: StepTiming | None, ways: int) -> tuple[bool, str]:
     return True, "convolutions read it without a copy"
 
 
-def _compile_rule(best: StepTiming | None, ways: int) -> tuple[bool, str]:
+def _compile_rule(best: StepTiming | None, ways: int, asked: MachineConfig) -> tuple[bool, str]:
+    if asked.cuda_graphs:
+        return True, "CUDA graphs record compiled code"
     if best is None:
         return False, "not measured: a short run does not earn the time of compiling"
     if best.compile:
         return True, f"{_measured(best, ways)}, {best.compile_s:.0f} s of compiling counted"
     return False, "not worth its compiling in this run"
+
+
+def _cuda_graphs_rule(best: StepTiming | None, ways: int, device: str) -> tuple[bool, str]:
+    if device != "cuda":
+        return False, "NVIDIA's GPUs alone have them"
+    if best is not None and best.cuda_graphs:
+        return True, _measured(best, ways)
+    return False, "not measured" if best is None else "not worth their recording in this run"
+
+
+def _fused_rule(best: StepTiming | None, ways: int) -> tuple[bool | None, str]:
+    if best is not None and best.fused is not None:
+        return best.fused, _measured(best, ways)
+    return None, "fused where the weights lie in order; see vidi.optim"
+
+
+def _augment_on_rule(
+    best: StepTiming | None, ways: int, device: str, place: Place
+) -> tuple[Where, str]:
+    if device == "cpu":
+        return "device", "the processor is the device"
+    if place == "device":
+        return "device", "the images are there already"
+    if best is not None:
+        return best.augment_on, _measured(best, ways)
+    return "device", "it varies a batch in less time than the processor takes for an image"
 
 
 def _keep_memory_rule(best: StepTiming | None, ways: int, device: str) -> tuple[bool, str]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from vidi.augment_settings import AugmentSettings
 from vidi.errors import DamagedError
-from vidi.facts import Frozen, Precision
+from vidi.facts import Frozen, Precision, Where
 from vidi.image import PixelContract
 from vidi.plan.feeding import Build, Place, Sampling
 from vidi.plan.length import longest_epochs
@@ -81,6 +81,11 @@ class ExecutionPlan(Frozen):
     precision: Precision
     channels_last: bool
     compile: bool
+    # The compiled step is recorded once and played as a whole.
+    cuda_graphs: bool = False
+    # The optimizer's fused kernel; None: as it fits the weights (vidi.optim).
+    fused: bool | None = None
+    augment_on: Where = "device"
     # Activations are computed a second time in the backward pass instead of kept.
     recompute: bool
     keep_memory: bool

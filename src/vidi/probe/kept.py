@@ -17,7 +17,7 @@ from vidi.facts import Machine, Measurements, ModelFacts
 from vidi.plan import Plan
 from vidi.probe.speed import Space
 
-FORMAT = 1
+FORMAT = 2
 
 
 def key_of(machine: Machine, model: ModelFacts, plan: Plan, options: Space) -> str:

@@ -15,9 +15,10 @@ from torch import nn
 
 from vidi import memory
 from vidi.batch import Batch
-from vidi.facts import Machine, Measurements, Precision, StepTiming
+from vidi.facts import Machine, Measurements, Precision, StepTiming, Where
 from vidi.malloc import keep_memory
 from vidi.memory import is_out_of_memory
+from vidi.optim import FUSED
 from vidi.step import StepSettings, autocast, train_step
 
 # A candidate's loss after the warm-up may differ from float32's by this share. Rounding of
@@ -26,11 +27,21 @@ LOSS_TOLERANCE: Final = 0.05
 WARM_UP_STEPS: Final = 3
 # A candidate that is this much slower than the best so far after two steps is given up.
 HOPELESS: Final = 1.25
+# The probe may take this share of a planned run: never less than a few steps need, never so long
+# that nobody would wait for it. The promise is 5 % or 20 s, whichever is more.
+SHARE: Final = 0.05
+LEAST_S: Final = 4.0
+MOST_S: Final = 120.0
 # So many timed steps are enough; fewer where time is short.
 MOST_STEPS: Final = 20
 # A float32 step that differs by less than this from the best so far is not worth a change: the
 # measurement itself is not better.
 NOISE: Final = 0.02
+# What came as close as this to the best is timed again where there is time: small_resnet at 32 px
+# was 7 % faster in the other memory format than one look at each had told.
+RUN_OFF: Final = 1.15
+RUN_OFF_MOST: Final = 3
+RUN_OFF_TURNS: Final = 4
 # Compiling on a processor takes about a minute and cannot be broken off, so it is only tried where
 # it is a small part of the time that the probe has.
 COMPILING_S: Final = 40.0
@@ -47,6 +58,15 @@ class Candidate(NamedTuple):
     threads: int
     compile: bool = False
     keep_memory: bool = True
+    # None: as vidi.optim takes it.
+    fused: bool | None = None
+    cuda_graphs: bool = False
+    augment_on: Where = "device"
+
+
+# The augmented batch of a step, on the device, varied there or on the processor.
+Feed = Callable[[int, Where], Batch]
+MakeOptimizer = Callable[[nn.Module, bool | None], torch.optim.Optimizer]
 
 
 @final
@@ -60,6 +80,9 @@ class Space:
     threads: tuple[int, ...]
     compile: tuple[bool, ...]
     keep_memory: tuple[bool, ...]
+    fused: tuple[bool | None, ...] = (None,)
+    cuda_graphs: tuple[bool, ...] = (False,)
+    augment_on: tuple[Where, ...] = ("device",)
 
     @property
     def first(self) -> Candidate:
@@ -70,10 +93,13 @@ class Space:
             self.threads[0],
             self.compile[0],
             self.keep_memory[0],
+            self.fused[0],
+            self.cuda_graphs[0],
+            self.augment_on[0],
         )
 
     def around(self, best: Candidate, turn: int) -> Iterator[Candidate]:
-        """The candidates that differ from `best` in one thing: the turn-th, of six."""
+        """The candidates that differ from `best` in one thing: the turn-th, of nine."""
         name, values = (
             ("precision", self.precisions),
             ("channels_last", self.channels_last),
@@ -81,22 +107,42 @@ class Space:
             ("threads", self.threads),
             ("compile", self.compile),
             ("keep_memory", self.keep_memory),
+            ("fused", self.fused),
+            ("augment_on", self.augment_on),
+            ("cuda_graphs", self.cuda_graphs),
         )[turn]
         for value in values:
             if getattr(best, name) != value:
                 changed: Any = {name: value}
+                if name == "cuda_graphs" and value:
+                    # What is recorded is compiled code, also where compiling alone did not pay.
+                    changed["compile"] = True
                 yield best._replace(**changed)
 
-    TURNS = 6
+    TURNS = 9
 
 
-def space(device: str, machine: Machine, *, batch_size: int, threads: int, limit_s: float) -> Space:
+def allowance_s(planned_s: float) -> float:
+    """Seconds that a probe may take before a run of so many."""
+    return max(LEAST_S, min(MOST_S, SHARE * planned_s))
+
+
+def space(
+    device: str,
+    machine: Machine,
+    *,
+    batch_size: int,
+    threads: int,
+    limit_s: float,
+    optimizer: str = "sgd",
+) -> Space:
     """What is worth timing here, by what the machine has; float32 leads, the others are held to it.
 
     Args:
         batch_size: images of one update in this process.
         threads: what this process may use.
         limit_s: compiling is left out where it would take most of that.
+        optimizer: whether it has a fused kernel.
     """
     precisions: list[Precision] = ["float32"]
     native = {accelerator.kind: accelerator.bfloat16 for accelerator in machine.accelerators}
@@ -114,49 +160,70 @@ def space(device: str, machine: Machine, *, batch_size: int, threads: int, limit
         precisions=tuple(precisions),
         channels_last=(True, False),
         micro_batch_sizes=tuple(sizes),
-        # Two threads of one core share its multipliers.
-        threads=(threads, threads // 2) if device == "cpu" and threads >= 4 else (threads,),
+        # Two threads of one core share its multipliers, and small networks wait for one another.
+        threads=_halved(threads) if device == "cpu" else (threads,),
         compile=(False, True) if compilers and limit_s > COMPILING_S else (False,),
         keep_memory=(True, False) if device == "cpu" and limit_s > 10.0 else (True,),
+        # On a processor the choice is whether weights that lie in another order are copied for it.
+        fused=(None, device == "cpu") if optimizer in FUSED else (None,),
+        cuda_graphs=(False, True)
+        if device == "cuda" and limit_s > COMPILING_S and machine.processes == 1
+        else (False,),
+        augment_on=("device",) if device == "cpu" else ("device", "host"),
     )
+
+
+def _halved(threads: int) -> tuple[int, ...]:
+    """All, a half, a quarter: three at most."""
+    return tuple(dict.fromkeys((threads, max(1, threads // 2), max(1, threads // 4))))
 
 
 def measure(
     model: nn.Module,
-    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    make_optimizer: MakeOptimizer,
     batches: Sequence[Batch],
     settings: StepSettings,
     options: Space,
     *,
     limit_s: float,
+    feed: Feed | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Measurements:
     """Time `train_step` for one candidate after another on copies of `model`, which stays as it is.
 
-    One thing is changed at a time, and what was fastest is kept for the next. The time limit holds
-    from step to step, so it is exceeded by two steps of the first candidate at most.
+    One thing is changed at a time, and what was fastest is kept for the next. In the time that is
+    left, those that came close are timed again in turns, because a shared machine drifts. The time
+    limit holds from step to step, so it is exceeded by two steps of the first candidate at most.
 
     Args:
         model: on its device, in training mode.
-        make_optimizer: builds the run's optimizer for a copy of the model.
+        make_optimizer: builds the run's optimizer for a copy of the model; fused, its lists, or as
+            it chooses.
         batches: a few real batches of the run's size, on the device; used in turn.
         settings: of the step; the candidate replaces what it names.
         options: what may be tried.
         limit_s: how long all of it may take.
+        feed: makes a step's batch instead, and its time counts; where it matters what augments.
+        clock: seconds that never fall.
     """
-    started_at = time.perf_counter()
+    started_at = clock()
     threads = torch.get_num_threads()
-    trial = _Trial(model, make_optimizer, batches, settings, started_at, limit_s)
+    trial = _Trial(
+        model, make_optimizer, feed or _in_turn(batches), len(batches[0]), settings, limit_s, clock
+    )
     try:
         best = options.first
         trial.time(best, best_s=float("inf"))
         for turn in range(Space.TURNS):
             for candidate in options.around(best, turn):
-                if time.perf_counter() > trial.ends_at:
-                    break
+                if not trial.has_time_for(candidate):
+                    continue
                 before_s = trial.seconds[best]
                 step_s = trial.time(candidate, best_s=before_s)
                 if step_s < before_s * (1.0 - NOISE):
                     best = candidate
+        trial.run_off()
+        best = min(trial.seconds, key=lambda candidate: trial.seconds[candidate])
         forward = trial.time_forward(best)
     finally:
         torch.set_num_threads(threads)
@@ -165,41 +232,56 @@ def measure(
     return Measurements(
         steps=tuple(trial.timings),
         evaluation_images_per_second=forward,
-        probe_s=time.perf_counter() - started_at,
+        probe_s=clock() - started_at,
     )
+
+
+def _in_turn(batches: Sequence[Batch]) -> Feed:
+    return lambda step, _: batches[step % len(batches)]
 
 
 @final
 class _Trial:
-    """Times candidates, and remembers what the first one's loss was."""
+    """Times candidates, and remembers what the first one's losses were."""
 
     def __init__(
         self,
         model: nn.Module,
-        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
-        batches: Sequence[Batch],
+        make_optimizer: MakeOptimizer,
+        feed: Feed,
+        batch_size: int,
         settings: StepSettings,
-        started_at: float,
         limit_s: float,
+        clock: Callable[[], float],
     ) -> None:
         self._model = model
         self._make_optimizer = make_optimizer
-        self._batches = batches
+        self._feed = feed
+        self._batch_size = batch_size
         self._settings = settings
+        self._clock = clock
         # The rest is for the forward pass.
-        self.ends_at = started_at + 0.85 * limit_s
+        self.ends_at = clock() + 0.85 * limit_s
         # Where steps are slow, the first candidate must leave time for others.
         self._share_s = limit_s / 5
-        self._reference_loss: float | None = None
+        self._reference: list[float] = []
         self.timings: list[StepTiming] = []
         # Of one step; infinite for what was rejected.
         self.seconds: dict[Candidate, float] = {}
+        # On all of a candidate's steps.
+        self.spent_s: dict[Candidate, float] = {}
+
+    def has_time_for(self, candidate: Candidate) -> bool:
+        """Compiling cannot be broken off, so it is begun only where it can end in time."""
+        needed_s = COMPILING_S if candidate.compile else 0.0
+        return self._clock() + needed_s <= self.ends_at
 
     def time(self, candidate: Candidate, *, best_s: float) -> float:
         """Seconds of one step; infinite when the candidate is out."""
-        rejected, compile_s, step_s, loss = "", 0.0, float("inf"), float("nan")
+        rejected, compile_s, step_s = "", 0.0, float("inf")
+        began_at = self._clock()
         try:
-            loss, step_s, compile_s = self._run(candidate, best_s)
+            losses, step_s, compile_s = self._run(candidate, best_s)
         except Exception as error:
             # What a compiler or a kernel raises has no common type. Without float32 there is
             # nothing to fall back on.
@@ -208,34 +290,68 @@ class _Trial:
             why = "out of memory" if is_out_of_memory(error) else type(error).__name__
             rejected = f"failed: {why}"
         else:
-            if self._reference_loss is None:
-                self._reference_loss = loss
-            off = abs(loss - self._reference_loss) / max(abs(self._reference_loss), 1e-6)
+            if not self.timings:
+                self._reference = losses
+            off = _distance(losses, self._reference)
             # Written so that a loss that is not a number is rejected as well.
             rejected = "" if off <= LOSS_TOLERANCE else f"its loss is {off:.0%} off float32's"
-        rate = 0.0 if math.isinf(step_s) else len(self._batches[0]) / step_s
+        rate = 0.0 if math.isinf(step_s) else self._batch_size / step_s
         self.timings.append(
             StepTiming(
                 precision=candidate.precision,
                 channels_last=candidate.channels_last,
-                batch_size=len(self._batches[0]),
+                batch_size=self._batch_size,
                 threads=candidate.threads,
                 images_per_second=rate,
                 micro_batch_size=candidate.micro_batch_size,
                 compile=candidate.compile,
                 keep_memory=candidate.keep_memory,
+                fused=candidate.fused,
+                cuda_graphs=candidate.cuda_graphs,
+                augment_on=candidate.augment_on,
                 compile_s=compile_s,
                 rejected=rejected,
             )
         )
         self.seconds[candidate] = float("inf") if rejected else step_s
+        self.spent_s[candidate] = self._clock() - began_at
         return self.seconds[candidate]
 
-    def _run(self, candidate: Candidate, best_s: float) -> tuple[float, float, float]:
-        """(loss per image after the warm-up, median seconds of a step, seconds of compiling)."""
+    def run_off(self) -> None:
+        """Time the best few again, in turns; what counts is the median of each."""
+        best_s = min(self.seconds.values())
+        close = [
+            candidate
+            for candidate, step_s in sorted(self.seconds.items(), key=lambda item: item[1])
+            # Compiling again would take longer than all else.
+            if step_s <= RUN_OFF * best_s and not candidate.compile
+        ][:RUN_OFF_MOST]
+        if len(close) < 2:
+            return
+        looks = {candidate: [self.seconds[candidate]] for candidate in close}
+        for _ in range(RUN_OFF_TURNS):
+            # A turn is for all, or what ran at a better moment would win.
+            if self._clock() + sum(self.spent_s[one] for one in close) > self.ends_at:
+                break
+            for candidate in close:
+                _, step_s, _ = self._run(candidate, math.inf)
+                looks[candidate].append(step_s)
+        for candidate, seconds in looks.items():
+            self.seconds[candidate] = statistics.median(seconds)
+            number = list(self.seconds).index(candidate)
+            rate = self._batch_size / self.seconds[candidate]
+            self.timings[number] = self.timings[number].model_copy(
+                update={"images_per_second": rate}
+            )
+
+    def _run(self, candidate: Candidate, best_s: float) -> tuple[list[float], float, float]:
+        """(loss per image in the warm-up, median seconds of a step, seconds of compiling)."""
         network = self._copy(candidate)
-        optimizer = self._make_optimizer(network)
-        called: Any = torch.compile(network) if candidate.compile else network
+        optimizer = self._make_optimizer(network, candidate.fused)
+        called: Any = network
+        if candidate.compile:
+            mode = "reduce-overhead" if candidate.cuda_graphs else "default"
+            called = torch.compile(network, mode=mode)
         settings = replace(
             self._settings,
             precision=candidate.precision,
@@ -243,18 +359,19 @@ class _Trial:
             guard="host",
         )
         times: list[float] = []
-        loss, first_s, step = float("nan"), 0.0, 0
-        began_at = time.perf_counter()
+        losses: list[float] = []
+        first_s, step = 0.0, 0
+        began_at = self._clock()
         while not self._is_enough(times, step, best_s, began_at):
-            step_at = time.perf_counter()
-            batch = self._batches[step % len(self._batches)]
+            step_at = self._clock()
+            batch = self._feed(step, candidate.augment_on)
             result = train_step(called, optimizer, batch, settings, step)
             _wait(batch)
-            step_s = time.perf_counter() - step_at
+            step_s = self._clock() - step_at
             if step == 0:
                 first_s = step_s
             if step < WARM_UP_STEPS:
-                loss = float(result.loss_sum) / result.num_images
+                losses.append(float(result.loss_sum) / result.num_images)
             # The first step takes memory and chooses kernels; it counts if it is all there is.
             if step > 0:
                 times.append(step_s)
@@ -262,12 +379,12 @@ class _Trial:
         # The warm-up counts only where there is nothing else.
         timed = times[WARM_UP_STEPS - 1 :] or times or [first_s]
         step_s = statistics.median(timed)
-        return loss, step_s, max(0.0, first_s - step_s) if candidate.compile else 0.0
+        return losses, step_s, max(0.0, first_s - step_s) if candidate.compile else 0.0
 
     def _is_enough(self, times: Sequence[float], step: int, best_s: float, began_at: float) -> bool:
         if step == 0:
             return False
-        now = time.perf_counter()
+        now = self._clock()
         if now > self.ends_at or (times and now - began_at > self._share_s):
             return True
         if len(times) >= 2 and min(times) > HOPELESS * best_s:
@@ -287,16 +404,29 @@ class _Trial:
         """Images per second of evaluation, in the way that trains fastest."""
         network = self._copy(candidate).eval()
         times: list[float] = []
-        with torch.inference_mode(), autocast(self._batches[0].images.device, candidate.precision):
-            for turn in range(5):
-                batch = self._batches[turn % len(self._batches)]
-                began_at = time.perf_counter()
+        for turn in range(5):
+            batch = self._feed(turn, candidate.augment_on)
+            with torch.inference_mode(), autocast(batch.images.device, candidate.precision):
+                began_at = self._clock()
                 network(batch.images)
                 _wait(batch)
-                times.append(time.perf_counter() - began_at)
-                if time.perf_counter() > self.ends_at and turn > 0:
-                    break
-        return len(self._batches[0]) / min(times)
+                times.append(self._clock() - began_at)
+            if self._clock() > self.ends_at and turn > 0:
+                break
+        return self._batch_size / max(min(times), 1e-9)
+
+
+def _distance(losses: Sequence[float], reference: Sequence[float]) -> float:
+    """How far the losses are off the reference's, step by step, as a share; the largest.
+
+    A candidate that was given up early is judged by the steps that it made.
+    """
+    both = min(len(losses), len(reference))
+    shares = [
+        abs(loss - right) / max(abs(right), 1e-6)
+        for loss, right in zip(losses[:both], reference[:both], strict=True)
+    ]
+    return math.nan if any(map(math.isnan, shares)) else max(shares, default=0.0)
 
 
 def _wait(batch: Batch) -> None:

@@ -175,7 +175,11 @@ def _network(plan: Plan, job: Job, state: State) -> Any:
         model.freeze(state.model, plan.stage_at(state.step).frozen_stages)
     network = wrapped(state.model, job.ranks, job.device)
     # Compiled code is found again when the loop begins anew on the same model.
-    return torch.compile(network) if plan.execution.compile else network
+    if not plan.execution.compile:
+        return network
+    return torch.compile(
+        network, mode="reduce-overhead" if plan.execution.cuda_graphs else "default"
+    )
 
 
 def _rehearsed(
@@ -197,6 +201,8 @@ def _rehearsed(
 def _varied(plan: Plan, job: Job, epoch: int, start: int) -> Generator[Batch]:
     """The augmented batches of an epoch from number `start` on, on the device of the model.
 
+    Where they are augmented is the plan's choice; the random numbers belong to the images.
+
     Small batches are augmented several at a time, because each operation takes longer to begin than
     to do. What is done together depends on a batch's number alone, so that it does not matter where
     a run was interrupted.
@@ -211,9 +217,12 @@ def _varied(plan: Plan, job: Job, epoch: int, start: int) -> Generator[Batch]:
                 return
             done = (epoch * plan.steps_per_epoch + first) / plan.horizon_steps
             for some in _mixable(together):
-                whole = _to_device(joined(some), job.device)
+                whole = joined(some)
+                if plan.execution.augment_on == "device":
+                    whole = whole.to(job.device)
                 rng = ImageRandom(plan.seed, epoch, whole.keys)
-                yield from job.augment(whole, rng, done).split([len(batch) for batch in some])
+                varied = job.augment(whole, rng, done).to(job.device)
+                yield from varied.split([len(batch) for batch in some])
             number += len(together)
     finally:
         batches.close()
@@ -460,17 +469,6 @@ def _back_to_a_checkpoint(state: State, saver: Saver, plan: Plan, batch: Batch) 
             fix=f"lower the learning rate (it is {plan.optimizer.learning_rate:g}): "
             "--set train.learning_rate=..., or set train.clip_norm=1.0",
         )
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    return Batch(
-        batch.images.to(device, non_blocking=True),
-        batch.targets.to(device, non_blocking=True),
-        batch.ids.to(device, non_blocking=True),
-        None if batch.repeats is None else batch.repeats.to(device, non_blocking=True),
-    )
 
 
 class _Watch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ from vidi.data import (
     open_dataset,
 )
 from vidi.errors import ConfigError, MismatchError, UsageError, nearest
-from vidi.facts import DatasetFacts, Facts, Measurements, Split
+from vidi.facts import DatasetFacts, Facts, Measurements, Split, Where
 from vidi.memory import Limit
 from vidi.model import Classifier
 from vidi.own_data import Say, decoded, has_gaps
@@ -50,10 +51,6 @@ from vidi.train.state import State, Window
 # Batches of fewer values are augmented several at a time, until there are so many: digits at 16 px
 # train at 0.85 of the bare step with 32 Ki, at 0.95 with 128 Ki (docs/measurements.md).
 AUGMENT_AT_ONCE = 128 << 10
-# The probe may take this share of a planned run, or so many seconds, whichever is more.
-PROBE_SHARE = 0.05
-PROBE_MIN_S = 4.0
-PROBE_MAX_S = 120.0
 # So many images tell how small patches vary; see `model.start_from`.
 START_IMAGES = 2_000
 # Runs that a guess puts below this are not worth a probe.
@@ -229,8 +226,13 @@ def say_findings(audit: Audit, say: Say) -> None:
             say(finding.message + (f", e.g. {example}" if example else ""))
 
 
-def build_optimizer(plan: Plan, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a plan over a network's parameter groups."""
+def build_optimizer(
+    plan: Plan, network: nn.Module, *, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of a plan over a network's parameter groups.
+
+    `fused`: instead of what the plan says, where that is open.
+    """
     settings = plan.optimizer
     stages = network.stages if isinstance(network, Classifier) and plan.layer_decay < 1.0 else ()
     return optim.make(
@@ -240,6 +242,7 @@ def build_optimizer(plan: Plan, network: nn.Module) -> torch.optim.Optimizer:
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
         batch_size=plan.batch_size,
+        fused=plan.execution.fused if fused is None else fused,
     )
 
 
@@ -499,7 +502,7 @@ def _measured(
     if asked_s is None and guess_s < PROBE_WORTH_S and config.machine.probe is None:
         return None
     assert facts.model is not None
-    limit_s = max(PROBE_MIN_S, min(PROBE_MAX_S, PROBE_SHARE * guess_s))
+    limit_s = probe.allowance_s(guess_s)
     options = _options(plan, config, facts, classifier, limit_s)
     cache_dir = cache_folder(config.data.cache_dir)
     key = probe.key_of(facts.machine, facts.model, plan, options)
@@ -509,14 +512,37 @@ def _measured(
     say(f"measuring ways to compute a training step, for up to {limit_s:.0f} s")
     measured = probe.measure(
         classifier,
-        lambda network: build_optimizer(plan, network),
+        lambda network, fused: build_optimizer(plan, network, fused=fused),
         some_batches(plan, config, dataset, store, extensions, 4),
         replace(StepSettings.of(plan), world_size=1),
         options,
         limit_s=limit_s,
+        feed=_feed(plan, config, dataset, store, extensions)
+        if len(options.augment_on) > 1
+        else None,
     )
     probe.keep(cache_dir, key, measured)
     return measured
+
+
+def _feed(
+    plan: Plan, config: Config, dataset: Dataset, store: PixelStore, extensions: Extensions
+) -> probe.Feed:
+    """Batches that are augmented in their step, on the device or beside it."""
+    first = Ranks(0, plan.execution.world_size)
+    transform = transform_of(plan, config, extensions)
+    device = torch.device(plan.execution.device)
+    done = 1.0 - 1.0 / max(1, plan.horizon_steps)
+    with contextlib.closing(_training_loader(plan, dataset, store, first).batches(0)) as some:
+        raw = [batch.to("cpu") for batch in itertools.islice(some, 4)]
+
+    def batch_of(step: int, where: Where) -> Batch:
+        batch = raw[step % len(raw)]
+        if where == "device":
+            batch = batch.to(device)
+        return transform(batch, ImageRandom(plan.seed, step, batch.keys), done).to(device)
+
+    return batch_of
 
 
 def some_batches(
@@ -562,7 +588,10 @@ def _options(
         batch_size=plan.local_batch_size,
         threads=plan.execution.threads,
         limit_s=limit_s,
+        optimizer=plan.optimizer.name,
     )
+    if plan.execution.store == "device":
+        options = replace(options, augment_on=("device",))
     normalised = any(isinstance(module, _BatchNorm) for module in classifier.modules())
     if normalised and not plan.model.freeze_batch_norm:
         # Batch norms would learn from the statistics of smaller batches.
@@ -573,8 +602,15 @@ def _options(
         "threads": asked.threads,
         "compile": asked.compile,
         "keep_memory": asked.keep_memory,
+        "fused": asked.fused,
+        "cuda_graphs": asked.cuda_graphs,
+        "augment_on": asked.augment_on,
         "micro_batch_sizes": None if config.train.accumulate is None else plan.micro_batch_size,
     }
+    if asked.compile is False:
+        fixed["cuda_graphs"] = False
+    if asked.cuda_graphs:
+        fixed["compile"] = True
     return replace(
         options, **{name: (value,) for name, value in fixed.items() if value is not None}
     )
