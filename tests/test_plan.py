@@ -400,6 +400,23 @@ def test_the_loss_is_chosen_from_the_counts_unless_asked_for(
     assert plan.reasons["loss.imbalance"]
 
 
+@pytest.mark.parametrize(
+    ("facts", "settings"),
+    [
+        ({}, {"train__sampling": "balanced"}),
+        ({}, {"train__sampling": "balanced", "train__loss": "bce"}),
+        ({"weighted": True}, {}),
+    ],
+)
+def test_what_is_drawn_evenly_already_is_not_corrected_again(
+    facts: dict[str, Any], settings: dict[str, object]
+) -> None:
+    plan = plan_for(asked(**settings), dataset=dataset(**counts(5_000, 100), **facts))
+    assert plan.loss.imbalance == "none"
+    assert plan.loss.class_weights is plan.loss.log_prior is None
+    assert "50 to 1" in plan.reasons["loss.imbalance"]
+
+
 @given(st.lists(st.integers(0, 5_000), min_size=2, max_size=9))
 def test_class_weights_make_each_class_count_alike(train: list[int]) -> None:
     if sum(1 for count in train if count) < 2:
@@ -433,6 +450,10 @@ CONTRADICTIONS: dict[str, tuple[dict[str, object], str]] = {
     "a head on nothing": ({"train__head": "first"}, "not pretrained"),
     "L-BFGS in steps": ({"train__optimizer": "lbfgs"}, "fits heads"),
     "compiling without a compiler": ({"machine__compile": True}, "compiler"),
+    "two remedies": (
+        {"train__sampling": "balanced", "train__imbalance": "weighted"},
+        "two remedies",
+    ),
     "graphs on a processor": ({"machine__cuda_graphs": True}, "NVIDIA"),
     "a schedule where there is none": (
         {"train__optimizer": "sgd_schedule_free", "train__schedule": "cosine"},

@@ -34,7 +34,8 @@ def decide_sampling(config: Config, dataset: DatasetFacts, decided: Decisions) -
         rule = (
             "each",
             f"every image once an epoch, though one class has {max(counts) / min(counts):.0f} times"
-            " as many as another: 'balanced' draws classes equally often",
+            " as many as another: loss.imbalance says what is done; 'balanced' would draw classes "
+            "equally often instead",
         )
     return decided.take("sampling", config.train.sampling, rule)
 

@@ -9,6 +9,7 @@ from vidi.config import Config
 from vidi.errors import ConfigError
 from vidi.facts import DatasetFacts
 from vidi.plan.decisions import Decisions
+from vidi.plan.feeding import Sampling
 from vidi.plan.values import LossPlan
 
 # Up to this ratio between the largest and the smallest class nothing is done: plain cross-entropy
@@ -21,18 +22,24 @@ LOGIT_ADJUSTMENT = 1.0
 Imbalance = Literal["none", "weighted", "logit_adjustment", "focal"]
 
 
-def decide_loss(config: Config, dataset: DatasetFacts, decided: Decisions) -> LossPlan:
+def decide_loss(
+    config: Config, dataset: DatasetFacts, decided: Decisions, sampling: Sampling
+) -> LossPlan:
     """The loss, by what was asked and the counts of the classes.
 
+    Args:
+        sampling: where classes are not drawn as often as they come, the counts say nothing of what
+            the loss sees, and one remedy is enough.
+
     Raises:
-        ConfigError: a remedy that does not go with the loss that was asked for.
+        ConfigError: a remedy that does not go with the loss or the sampling that was asked for.
     """
     asked = config.train
     counts = dataset.counts["train"]
     imbalance: Imbalance = decided.take(
-        "loss.imbalance", asked.imbalance, _imbalance_rule(config, counts)
+        "loss.imbalance", asked.imbalance, _imbalance_rule(config, counts, sampling)
     )
-    _check(config, imbalance)
+    _check(config, imbalance, sampling)
     name_rule: tuple[Literal["cross_entropy", "bce", "focal"], str] = (
         "cross_entropy",
         "a proper score: its probabilities can be trusted",
@@ -61,12 +68,18 @@ def decide_loss(config: Config, dataset: DatasetFacts, decided: Decisions) -> Lo
     )
 
 
-def _imbalance_rule(config: Config, counts: tuple[int, ...]) -> tuple[Imbalance, str]:
+def _imbalance_rule(
+    config: Config, counts: tuple[int, ...], sampling: Sampling
+) -> tuple[Imbalance, str]:
     present = [count for count in counts if count]
     ratio = max(present) / min(present)
     numbers = f"largest class to smallest: {ratio:.3g} to 1"
     if config.train.loss == "focal":
         return "focal", "the loss that was asked for"
+    if sampling == "balanced":
+        return "none", f"{numbers}, but all are drawn equally often; twice would be too much"
+    if sampling == "weighted":
+        return "none", f"{numbers}, but the weights of the table say how often each is drawn"
     if ratio <= BALANCED_RATIO:
         return "none", f"{numbers}; up to {BALANCED_RATIO:g} to 1 nothing is done"
     if config.train.loss == "bce":
@@ -74,8 +87,14 @@ def _imbalance_rule(config: Config, counts: tuple[int, ...]) -> tuple[Imbalance,
     return "logit_adjustment", f"{numbers}: each class is made to count alike"
 
 
-def _check(config: Config, imbalance: Imbalance) -> None:
+def _check(config: Config, imbalance: Imbalance, sampling: Sampling) -> None:
     loss = config.train.loss
+    if sampling == "balanced" and imbalance in ("weighted", "logit_adjustment"):
+        raise ConfigError(
+            f"train.sampling = 'balanced' and train.imbalance = '{imbalance}' are two remedies for "
+            "the same thing, and together they favour the rare classes",
+            fix="leave one of them out",
+        )
     if imbalance == "focal" and loss not in (None, "focal"):
         raise ConfigError(
             f"train.imbalance = 'focal' is a loss of its own, and train.loss = '{loss}' another",

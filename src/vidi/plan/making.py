@@ -112,7 +112,7 @@ def make(config: Config, facts: Facts) -> Plan:
             )
         patience = max(1, math.ceil(train.patience_epochs * steps_per_epoch / evaluate_every))
         decided.reasons["patience_evaluations"] = "asked for, in epochs"
-    loss = decide_loss(config, dataset, decided)
+    loss = decide_loss(config, dataset, decided, sampling)
     average = decide_average(config, decided, horizon)
 
     return Plan(
