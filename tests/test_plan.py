@@ -417,6 +417,13 @@ def test_what_is_drawn_evenly_already_is_not_corrected_again(
     assert "50 to 1" in plan.reasons["loss.imbalance"]
 
 
+def test_two_remedies_at_once_are_taken_when_asked_for_and_said() -> None:
+    both = asked(train__sampling="balanced", train__imbalance="weighted")
+    plan = plan_for(both, dataset=dataset(**counts(5_000, 100)))
+    assert plan.loss.imbalance == "weighted"
+    assert "favour the rare ones" in plan.reasons["loss.imbalance"]
+
+
 @given(st.lists(st.integers(0, 5_000), min_size=2, max_size=9))
 def test_class_weights_make_each_class_count_alike(train: list[int]) -> None:
     if sum(1 for count in train if count) < 2:
@@ -450,10 +457,6 @@ CONTRADICTIONS: dict[str, tuple[dict[str, object], str]] = {
     "a head on nothing": ({"train__head": "first"}, "not pretrained"),
     "L-BFGS in steps": ({"train__optimizer": "lbfgs"}, "fits heads"),
     "compiling without a compiler": ({"machine__compile": True}, "compiler"),
-    "two remedies": (
-        {"train__sampling": "balanced", "train__imbalance": "weighted"},
-        "two remedies",
-    ),
     "graphs on a processor": ({"machine__cuda_graphs": True}, "NVIDIA"),
     "a schedule where there is none": (
         {"train__optimizer": "sgd_schedule_free", "train__schedule": "cosine"},

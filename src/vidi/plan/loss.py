@@ -32,14 +32,19 @@ def decide_loss(
             the loss sees, and one remedy is enough.
 
     Raises:
-        ConfigError: a remedy that does not go with the loss or the sampling that was asked for.
+        ConfigError: a remedy that does not go with the loss that was asked for.
     """
     asked = config.train
     counts = dataset.counts["train"]
     imbalance: Imbalance = decided.take(
         "loss.imbalance", asked.imbalance, _imbalance_rule(config, counts, sampling)
     )
-    _check(config, imbalance, sampling)
+    _check(config, imbalance)
+    if sampling == "balanced" and imbalance in ("weighted", "logit_adjustment"):
+        # A search may try it, so it is said and not refused.
+        decided.reasons["loss.imbalance"] += (
+            ", though all classes are drawn equally often: together they favour the rare ones"
+        )
     name_rule: tuple[Literal["cross_entropy", "bce", "focal"], str] = (
         "cross_entropy",
         "a proper score: its probabilities can be trusted",
@@ -87,14 +92,8 @@ def _imbalance_rule(
     return "logit_adjustment", f"{numbers}: each class is made to count alike"
 
 
-def _check(config: Config, imbalance: Imbalance, sampling: Sampling) -> None:
+def _check(config: Config, imbalance: Imbalance) -> None:
     loss = config.train.loss
-    if sampling == "balanced" and imbalance in ("weighted", "logit_adjustment"):
-        raise ConfigError(
-            f"train.sampling = 'balanced' and train.imbalance = '{imbalance}' are two remedies for "
-            "the same thing, and together they favour the rare classes",
-            fix="leave one of them out",
-        )
     if imbalance == "focal" and loss not in (None, "focal"):
         raise ConfigError(
             f"train.imbalance = 'focal' is a loss of its own, and train.loss = '{loss}' another",
