@@ -70,7 +70,7 @@ def main() -> None:
     config = Config().with_settings(settings)
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="vidi-bench-") as folder:
-        data = _subset(asked.data, asked.images, Path(folder)) if asked.images else asked.data
+        data = subset(asked.data, asked.images, Path(folder)) if asked.images else asked.data
         for seed in range(asked.seeds):
             results.append(_one_seed(data, config, asked, seed, Path(folder) / str(seed)))
             print(json.dumps(results[-1], indent=1), flush=True)
@@ -208,7 +208,7 @@ def _rank_correlation(study: Study) -> dict[str, float]:
     }
 
 
-def _subset(data: str, count: int, folder: Path) -> str:
+def subset(data: str, count: int, folder: Path) -> str:
     """A copy of the first so many training images, the classes in turn, with the test images."""
     source, target = Path(data), folder / "data"
     splits = [path for path in source.iterdir() if path.name == "train"] or [source]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image
 
 from vidi.cli import main
+from vidi.config import Config
+from vidi.study import Study
 
 QUICK = ["--epochs", "2", "--model", "mlp", "--set", "machine.threads=1"]
 
@@ -167,6 +170,19 @@ def test_predict_reports_what_it_cannot_read_and_goes_on(
     assert done.status == 3
     assert "letter.jpg" in done.err
     assert "000.jpg" in done.out
+
+
+def test_a_study_stands_for_its_answer(
+    vidi: Vidi, digits_run: Path, tmp_path: Path, picture_folder: Callable[..., Path]
+) -> None:
+    pictures = picture_folder("some", a=1)
+    study = Study.create(tmp_path / "s", kind="tune", config=Config(), asked={})
+    refused(vidi("predict", study.path, pictures), 2, "without an answer", "trials/")
+    shutil.copytree(digits_run, study.final_path)
+    assert vidi("predict", study.path, pictures).out == vidi("predict", digits_run, pictures).out
+    judged = vidi("evaluate", study.path, "--json")
+    assert json.loads(judged.out) == json.loads(vidi("evaluate", digits_run, "--json").out)
+    assert vidi("suspects", study.path).status == 0
 
 
 def test_models_lists_what_there_is(vidi: Vidi) -> None:

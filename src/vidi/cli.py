@@ -134,9 +134,32 @@ Trusted = Annotated[
     bool, typer.Option("--trusted", help="Load a file of torch.export, which can run code.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def _answer_of(path: Path) -> Path:
+    """The run that is the answer of a study; what is no study as it is."""
+    if not (path / "study.json").exists():
+        return path
+    from vidi.errors import UsageError
+    from vidi.study import Study
+
+    study = Study.open(path)
+    if not study.final_path.exists():
+        fix = "give the same command again to continue it, or name a run in its trials/"
+        if study.kind == "ablate":
+            fix = f"an ablation trains no answer; see {study.report_path}"
+        raise UsageError(f"{path} is a study without an answer yet", fix=fix)
+    return study.final_path
+
+
 RunDirectory = Annotated[
     Path,
-    typer.Argument(metavar="RUN", help="A directory that `vidi train` wrote.", show_default=False),
+    typer.Argument(
+        metavar="RUN",
+        help="A directory that `vidi train` wrote, or a study, for its answer.",
+        show_default=False,
+        callback=_answer_of,
+    ),
 ]
 RunOrStudy = Annotated[
     Path,
@@ -322,7 +345,7 @@ def tune(
         typer.Option(
             "--space",
             metavar="FILE",
-            help="What to try: a table [space] as TOML, or module:function.  [default: what is "
+            help="What to try: a table \\[space] as TOML, or module:function.  [default: what is "
             "worth trying on such images]",
             show_default=False,
         ),
@@ -590,7 +613,7 @@ def ablate(
         study = run_ablation(
             data,
             asked,
-            factors=tuple(name.strip() for name in factors.split(",")) if factors else (),
+            factors=() if factors is None else tuple(name.strip() for name in factors.split(",")),
             seeds=seeds,
             minutes=minutes,
             out=out,
@@ -697,7 +720,9 @@ def compare(
 def suspects(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Runs on the same images, of one or more splits."),
+        typer.Argument(
+            metavar="RUN...", help="Runs on the same images, or studies, for their answers."
+        ),
     ],
     csv: Annotated[
         Path | None,
@@ -715,7 +740,7 @@ def suspects(
     from vidi import storage
     from vidi.suspects import csv_of, doubts_of
 
-    doubts = doubts_of(*runs, data=data)
+    doubts = doubts_of(*map(_answer_of, runs), data=data)
     found = doubts.images
     if csv is not None:
         table = csv_of(doubts, csv.parent)
@@ -741,8 +766,9 @@ def predict(
         Path,
         typer.Argument(
             metavar="BUNDLE_OR_RUN",
-            help="What `vidi export` or `vidi train` wrote.",
+            help="What `vidi export`, `train`, `tune` or `fit` wrote.",
             show_default=False,
+            callback=_answer_of,
         ),
     ],
     images: Annotated[
@@ -885,7 +911,10 @@ def serve(
     model: Annotated[
         Path,
         typer.Argument(
-            metavar="BUNDLE", help="What `vidi export` wrote; a run too.", show_default=False
+            metavar="BUNDLE",
+            help="What `vidi export` wrote; a run or a study too.",
+            show_default=False,
+            callback=_answer_of,
         ),
     ],
     host: Annotated[
@@ -995,6 +1024,7 @@ def show(
     from vidi.errors import UsageError, nearest
     from vidi.report import load, load_study, study_views, views_of
     from vidi.run import Run
+    from vidi.show import show_value
     from vidi.study import Study
 
     study = Study.open(run) if Study.exists(run) else None
@@ -1004,7 +1034,10 @@ def show(
         return
     if view not in views:
         raise UsageError(f"the report of {run} has no part '{view}'", fix=nearest(view, views))
-    _print_json(views[view])
+    if as_json:
+        _print_json(views[view])
+    else:
+        show_value(views[view])
 
 
 @app.command()
@@ -1277,9 +1310,9 @@ def _errors_explained() -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        _fail(str(error), error.status)
+        _fail(str(error), error.status, error)
     except VidiError as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, error)
     except KeyboardInterrupt:
         _fail("stopped before training began; nothing was lost", 130)
     except BrokenPipeError:
@@ -1288,7 +1321,12 @@ def _errors_explained() -> Iterator[None]:
         sys.exit(0)
 
 
-def _fail(message: str, status: int) -> NoReturn:
+def _fail(message: str, status: int, error: VidiError | None = None) -> NoReturn:
+    """On standard error in words; where JSON was asked for, on standard output as JSON too."""
+    if error is not None and "--json" in sys.argv[1:]:
+        about = {"error": error.message, "fix": error.fix, "kind": type(error).__name__}
+        # One line: of a command that prints one object a line it is the last.
+        _print_json({**about, "exit_code": status}, indent=None)
     lines = [_printable(line) for line in message.splitlines()]
     typer.echo("vidi: " + "\n".join(lines), err=True)
     sys.exit(status)

@@ -264,6 +264,16 @@ def build(
     return classifier
 
 
+def check_name(name: str) -> None:
+    """Whether `build` knows it; nothing is built, and `module:function` is taken as it is.
+
+    Raises:
+        UsageError, MissingExtra: as `build`.
+    """
+    if name not in MODELS and _timm_name(name) is None and ":" not in name:
+        raise UsageError(f"there is no model '{name}'", fix=nearest(name, MODELS))
+
+
 def _check_request(
     *, num_classes: int, channels: int, mean: Sequence[float], std: Sequence[float]
 ) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
@@ -420,6 +420,62 @@ def effect_table(effects: Sequence[Effect], seeds: int) -> None:
 
 
 _VERDICT_STYLES: Final = {"helps": "green", "hurts": "red"}
+
+
+def show_value(value: Any) -> None:
+    """A part of a report as text on standard output: one name and value a line, lists of rows as
+    tables."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 10_000
+    _show(console, value, "")
+
+
+def _show(console: Console, value: Any, indent: str) -> None:
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            if each and isinstance(each, Mapping | list) and not _is_short(each):
+                _say(console, f"{indent}{shown(str(name))}:")
+                _show(console, each, indent + "  ")
+            else:
+                _say(console, f"{indent}{shown(str(name))}: {_as_words(each)}")
+    elif isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+        columns = list(dict.fromkeys(name for each in value for name in each))
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for place, name in enumerate(columns):
+            table.add_column(Text((indent if not place else "") + shown(str(name))))
+        for each in value:
+            cells = [_as_words(each.get(name)) for name in columns]
+            table.add_row(Text(indent + cells[0]), *map(Text, cells[1:]))
+        console.print(table)
+    elif isinstance(value, list) and not _is_short(value):
+        for each in value:
+            _show(console, each, indent)
+    else:
+        _say(console, f"{indent}{_as_words(value)}")
+
+
+def _is_short(value: Any) -> bool:
+    """Whether it fits behind its name: a number, a word, a few of them."""
+    if isinstance(value, Mapping):
+        return False
+    return not isinstance(value, list) or (
+        len(value) <= 8 and not any(isinstance(each, Mapping | list) for each in value)
+    )
+
+
+def _as_words(value: Any) -> str:
+    if value is None or value in ("", [], {}):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{shown(str(name))} {_as_words(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_as_words, value))
+    return shown(str(value))
 
 
 def _class_table(console: Console, audit: Audit) -> None:

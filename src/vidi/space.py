@@ -216,7 +216,10 @@ def read(path: Path) -> Space:
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the space {path}: {error.strerror}") from None
+        raise ConfigError(
+            f"cannot read the space {path}: {error.strerror}",
+            fix="give a TOML file with a table [space], or module:function",
+        ) from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}", fix=_EXAMPLE) from None
     if set(tree) != {"space"} or not isinstance(tree["space"], dict):
@@ -367,7 +370,7 @@ def _read_one(origin: str, name: str, value: Any) -> Distribution:
     if kind == "choice":
         made = choice(*ends)
     elif any(isinstance(end, bool) or not isinstance(end, int | float) for end in ends):
-        raise ConfigError(f"{origin}: '{name}': {kind} takes two numbers, not {ends}")
+        raise ConfigError(f"{origin}: '{name}': {kind} takes two numbers, not {ends}", fix=_EXAMPLE)
     else:
         made = Distribution(kind, ends[0], ends[1])
     conditions = value.get("when", {})
@@ -387,14 +390,19 @@ def _check(origin: str, name: str, one: Distribution) -> None:
     _check_name(origin, name)
     if one.kind == "choice":
         if not one.values:
-            raise ConfigError(f"{where}: there is nothing to choose from")
+            raise ConfigError(
+                f"{where}: there is nothing to choose from",
+                fix="name two values or more: { choice = [0.0, 0.1] }",
+            )
         if len({json.dumps(value) for value in one.values}) != len(one.values):
-            raise ConfigError(f"{where}: a value stands there twice: {list(one.values)}")
+            raise ConfigError(
+                f"{where}: a value stands there twice: {list(one.values)}", fix="name it once"
+            )
         tried: tuple[Any, ...] = one.values
     else:
         low, high = one.low, one.high
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise ConfigError(f"{where}: {low} to {high} is no range")
+            raise ConfigError(f"{where}: {low} to {high} is no range", fix="give two finite ends")
         if not low < high:
             raise ConfigError(
                 f"{where}: the range from {low:g} to {high:g} is empty",
@@ -406,7 +414,10 @@ def _check(origin: str, name: str, one: Distribution) -> None:
                 fix=f"use {one.kind.removeprefix('log_')}, or a low end above 0",
             )
         if one.is_integer and (low != int(low) or high != int(high)):
-            raise ConfigError(f"{where}: {one.kind} takes whole numbers, not {low:g} and {high:g}")
+            raise ConfigError(
+                f"{where}: {one.kind} takes whole numbers, not {low:g} and {high:g}",
+                fix=f"use {'log_uniform' if one.is_log else 'uniform'} for any number",
+            )
         tried = (int(low), int(high)) if one.is_integer else (low, high, one.at(0.37))
     for value in tried:
         try:

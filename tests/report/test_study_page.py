@@ -433,6 +433,22 @@ def test_report_and_show_take_a_study(
         vidi.report(study.path, explain=True)
 
 
+def test_a_part_of_a_report_is_text_without_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = made_search(tmp_path / "s", 12)
+    for view, shown in study_views(load_study(study)).items():
+        monkeypatch.setattr(sys, "argv", ["vidi", "show", str(study.path), view])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert not left.value.code
+        text = capfd.readouterr().out
+        assert text.strip()
+        assert not text.startswith(("{", "["))
+        assert all(str(name) in text for name in shown)
+
+
 # ------------------------------------------------------------------------------------- in a browser
 
 

@@ -148,3 +148,34 @@ def test_another_trial_is_not_continued(tmp_path: Path, shared: Shared) -> None:
 def test_without_validation_images_there_is_nothing_to_search_by() -> None:
     with pytest.raises(ConfigError, match="validation"):
         Shared("digits", CONFIG.with_settings({"data.validation_fraction": 0.0}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "nearest"),
+    [
+        ("model.name", "resnet19", "resnet18"),
+        ("train.optimizer", "adamww", "adamw"),
+        ("train.schedule", "cosin", "cosine"),
+    ],
+)
+def test_names_of_nothing_are_refused_before_the_data_are_opened(
+    tmp_path: Path, setting: str, value: str, nearest: str
+) -> None:
+    # There are no data, and that is not what is said.
+    with pytest.raises(UsageError, match=f"there is no .* '{value}'") as caught:
+        Shared(tmp_path / "nothing", Config().with_settings({setting: value}))
+    assert nearest in caught.value.fix
+
+
+def test_what_was_counted_for_another_trial_is_what_would_be_counted(
+    shared: Shared,
+) -> None:
+    other = CONFIG.with_settings({"train.seed": 5})
+    shared.prepared(CONFIG)
+    kept = shared.prepared(other).facts.model
+    with Shared("digits", CONFIG) as fresh:
+        assert fresh.prepared(other).facts.model == kept
+    small = CONFIG.with_settings({"data.image_px": 12, "model.name": "lenet5"})
+    counted = shared.prepared(small).facts.model
+    assert counted is not None
+    assert counted != kept

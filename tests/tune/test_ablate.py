@@ -137,6 +137,36 @@ def test_what_does_not_fit_into_the_minutes_is_not_begun_and_said(
     assert all(effect.estimate is not None for effect in of_study(whole))
 
 
+def test_minutes_too_few_for_the_base_say_how_many_are_needed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late_s = 0.0
+    monkeypatch.setattr(
+        ablation, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late_s)
+    )
+    late_s = 30 * 60.0
+    with pytest.raises(UsageError, match="too short: starting and opening the data") as caught:
+        ablated(photos, tmp_path / "a", minutes=30.0, started_at=time.monotonic())
+    assert "--minutes" in caught.value.fix
+    assert not (tmp_path / "a").exists()
+    late_s = 0.0
+    lines: list[str] = []
+
+    def show(line: Any) -> None:
+        nonlocal late_s
+        lines.append(str(line))
+        if str(line).startswith("the base: "):
+            late_s = 30 * 60.0
+
+    # One of the two trainings of the base: what one takes is known then.
+    with pytest.raises(UsageError, match="one training takes about") as caught:
+        ablated(photos, tmp_path / "a", minutes=30.0, show=show)
+    assert "the same command with --minutes" in caught.value.fix
+    assert any("trainings left take about" in line for line in lines)
+    # It was kept, and more minutes go on from there.
+    assert [trial.status for trial in Study.open(tmp_path / "a").trials()] == ["finished"]
+
+
 def test_a_level_that_fails_is_said_and_the_others_go_on(photos: Path, tmp_path: Path) -> None:
     settings = {"model.name": "small_resnet", "train.learning_rate": 1.0}
     study = ablated(photos, tmp_path / "a", factors=["learning_rate"], settings=settings)
@@ -155,6 +185,7 @@ def test_a_base_that_fails_ends_it(photos: Path, tmp_path: Path) -> None:
         ({"seeds": 1}, "two or more"),
         ({"minutes": 0.0}, "some time"),
         ({"factors": ["flip"]}, "no factor 'flip'"),
+        ({"factors": [""]}, "a factor has no name"),
         ({"settings": {"train.epochs": None, "train.minutes": 1.0}}, "equal epochs"),
     ],
 )

@@ -227,3 +227,19 @@ def _name(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def test_a_name_of_nothing_in_a_space_ends_it_at_once_in_words_and_json(tmp_path: Path) -> None:
+    space = tmp_path / "space.toml"
+    space.write_text('[space]\ntrain.optimizer = { choice = ["sgd", "adamww"] }\n')
+    done = subprocess.run(
+        command(tmp_path / "s", space, "--trials", "2"), capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    said = json.loads(done.stdout)
+    assert said["error"] == "there is no optimizer 'adamww'"
+    assert (said["fix"], said["exit_code"]) == ("did you mean 'adamw'?", 2)
+    assert "there is no optimizer 'adamww'" in done.stderr
+    # No data were opened, and no study is left.
+    assert "digits:" not in done.stderr
+    assert not (tmp_path / "s").exists()

@@ -29,7 +29,8 @@ from vidi.errors import (
 from vidi.space import choice, log_uniform
 from vidi.study import Study, Trial
 
-from .conftest import Imagined, Killed
+from . import conftest
+from .conftest import FACTS, Imagined, Killed
 
 SPACE = {
     "train.learning_rate": log_uniform(1e-3, 1.0),
@@ -393,3 +394,53 @@ def test_a_time_too_short_for_anything_says_how_much_is_needed(
     with pytest.raises(UsageError, match="too short") as caught:
         searched(tmp_path / "s", minutes=0.01)
     assert "--minutes 0." in caught.value.fix
+
+
+def test_a_request_that_the_data_refuse_leaves_no_folder(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        if message["do"] != "open":
+            return None
+        why = {"error": "DataError", "message": "one class only", "fix": "", "exit_code": 3}
+        return {"kind": "failed", **why}
+
+    imagined.misdeed = misdeed
+    with pytest.raises(DataError, match="one class only"):
+        searched(tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []
+    # What has trials is never taken away.
+    imagined.misdeed = lambda _: None
+    searched(tmp_path / "s", trials=3)
+    imagined.misdeed = misdeed
+    with pytest.raises(DataError, match="one class only"):
+        searched(tmp_path / "s", trials=5)
+    assert len(Study.open(tmp_path / "s").trials()) == 3
+
+
+def test_names_in_a_space_are_looked_up_before_the_data_are_opened(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    space = {
+        "train.optimizer": choice("sgd", "adamw"),
+        "train.learning_rate": log_uniform(0.01, 1.0),
+    }
+    searched(tmp_path / "s", space=space)
+    tried = imagined.sent[0]["tried"]
+    assert tried == [["train.optimizer", "sgd"], ["train.optimizer", "adamw"]]
+
+
+def test_few_images_to_choose_by_are_said(
+    tmp_path: Path, imagined: Imagined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    searched(tmp_path / "enough", show=lines.append)
+    assert not [line for line in lines if "luck" in line]
+    counts = {"train": (640, 640), "validation": (3, 3), "test": (100, 100)}
+    few = FACTS.model_copy(update={"dataset": FACTS.dataset.model_copy(update={"counts": counts})})
+    monkeypatch.setattr(conftest, "FACTS", few)
+    searched(tmp_path / "few", show=lines.append)
+    (said,) = [line for line in lines if "luck" in line]
+    assert "6 validation images" in said
+    assert "16.7 points" in said
+    del imagined

@@ -110,11 +110,15 @@ def planned(
     say: Say,
     started_at: float,
 ) -> Prepared:
-    """From what the pixels told to the plan and the built model: the second half of `prepare`."""
+    """From what the pixels told to the plan and the built model: the second half of `prepare`.
+
+    What is known of the network already (`facts.model`) is not counted again.
+    """
     dataset, store, facts, second, found = looked
     probe.configure(second.execution)
     classifier = build_model(second, own_model(second, config, extensions))
-    facts = facts.model_copy(update={"model": model.facts(classifier)})
+    if facts.model is None:
+        facts = facts.model_copy(update={"model": model.facts(classifier)})
     _check_sizes(second, classifier)
     with store.pause():
         measured = _measured(second, config, facts, dataset, store, classifier, extensions, say=say)
@@ -184,6 +188,24 @@ class Looked(NamedTuple):
     audit: Audit | None
 
 
+def check_names(config: Config) -> None:
+    """Raises UsageError for a network, an optimizer or a schedule that does not exist: known
+    before any data are opened."""
+    asked = config.train
+    if config.model.name is not None:
+        model.check_name(config.model.name)
+    optimizers = optim.OPTIMIZERS
+    if asked.optimizer is not None and asked.optimizer not in optimizers:
+        raise UsageError(
+            f"there is no optimizer '{asked.optimizer}'", fix=nearest(asked.optimizer, optimizers)
+        )
+    schedules = {*schedule.SCHEDULES, "plateau"}
+    if asked.schedule is not None and ":" not in asked.schedule and asked.schedule not in schedules:
+        raise UsageError(
+            f"there is no schedule '{asked.schedule}'", fix=nearest(asked.schedule, schedules)
+        )
+
+
 def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
     """Open the data, decide about the pixels, decode them, and measure what they say.
 
@@ -193,6 +215,7 @@ def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
         UsageError, ConfigError: the request cannot be.
         DataError: the data do not allow it.
     """
+    check_names(config)
     machine = probe.machine()
     dataset = open_dataset(data, config.data, say=say)
     free = free_bytes(cache_folder(config.data.cache_dir))
@@ -507,7 +530,8 @@ def _measured(
     cache_dir = cache_folder(config.data.cache_dir)
     key = probe.key_of(facts.machine, facts.model, plan, options)
     if config.machine.probe != "fresh" and (known := probe.recalled(cache_dir, key)) is not None:
-        say(f"the training step was measured before: {len(known.steps)} ways of computing it")
+        ways = "1 way" if len(known.steps) == 1 else f"{len(known.steps)} ways"
+        say(f"the training step was measured before: {ways} of computing it")
         return known.model_copy(update={"probe_s": 0.0})
     say(f"measuring ways to compute a training step, for up to {limit_s:.0f} s")
     measured = probe.measure(

@@ -20,7 +20,7 @@ from vidi import model, probe
 from vidi.config import Config, parse
 from vidi.data import Dataset, PixelStore, open_dataset
 from vidi.errors import ConfigError, Interrupted, MismatchError, UsageError, VidiError
-from vidi.facts import Facts
+from vidi.facts import Facts, ModelFacts
 from vidi.image import PixelContract
 from vidi.own_data import Say, audit_of, decoded
 from vidi.plan import Plan, annealed, choose_model, make
@@ -41,6 +41,7 @@ from vidi.train.prepare import (
 from vidi.train.resume import Reopened, differing, restored
 from vidi.train.state import State
 from vidi.train.training import decisions, judge_run
+from vidi.zoo import MODELS
 
 # Settings that would give trials other images to be judged by.
 OF_THE_SPLIT: Final = (
@@ -117,6 +118,8 @@ class Shared:
         self.facts: Facts = looked.facts
         self.audit = looked.audit
         self._stores: dict[PixelContract, PixelStore] = {looked.plan.pixels: looked.store}
+        # Counting a network's operations takes a third of the start of a trial.
+        self._models: dict[tuple[str, str, PixelContract], ModelFacts] = {}
 
     def looked(self, config: Config) -> Looked:
         """The data as a trial sees them: its sizes and its model's pixel contract, our splits.
@@ -141,7 +144,16 @@ class Shared:
         """The plan of a trial and its model, before the first step."""
         now = time.monotonic()
         config = _decoded_first(config)
-        return planned(self.looked(config), config, self.extensions, say=self._say, started_at=now)
+        looked = self.looked(config)
+        shape = looked.plan.model.name, looked.plan.model.weights, looked.plan.pixels
+        if known := self._models.get(shape):
+            looked = looked._replace(facts=looked.facts.model_copy(update={"model": known}))
+        prepared = planned(looked, config, self.extensions, say=self._say, started_at=now)
+        counted = prepared.facts.model
+        # A network of the user's may be another one with other settings.
+        if counted is not None and prepared.plan.model.name in MODELS:
+            self._models[shape] = counted
+        return prepared
 
     def _store(self, config: Config, plan: Plan) -> PixelStore:
         store = self._stores.get(plan.pixels)

@@ -19,17 +19,21 @@ from vidi.evaluate import predict
 from vidi.facts import Facts
 from vidi.plan import Plan, make
 from vidi.report import write_study
+from vidi.report.words import count
 from vidi.restore import build_model, load_weights
 from vidi.run import Run
 from vidi.study import Rung, Study, Trial, default_study_path
 from vidi.train.prepare import Extensions, evaluation_loader, own_model
 from vidi.train.trial import Shared, Show, advance
 from vidi.tune.factors import (
+    CAREFUL,
     LeftOut,
     Level,
     Pair,
+    check_factors,
     decide_epochs,
     fits,
+    forecast_s,
     levels_of,
     order,
     pinned,
@@ -73,7 +77,8 @@ def ablate(
         started_at: `time.monotonic()` when the clock of `minutes` began; now, if left out.
 
     Raises:
-        UsageError, ConfigError, DataError: the request or the data do not allow it.
+        UsageError, ConfigError, DataError: the request or the data do not allow it, or the minutes
+            are too few for the base; what was trained of it is kept.
         MismatchError: the study there was asked for something else.
         TrainingError: the base itself failed with every seed.
         Interrupted: a signal came; the same call continues.
@@ -90,12 +95,14 @@ def ablate(
             "train.minutes is the time of one training, and these have equal epochs",
             fix="give --minutes for everything, or train.epochs for each",
         )
+    check_factors(factors)
     path = (
         Path(out)
         if out is not None
         else default_study_path(Path("studies"), _name_of(data), datetime.now())
     )
-    if not Study.exists(path):
+    fresh = not Study.exists(path)
+    if fresh:
         Study.check_free(path)
     deadline = None if minutes is None else started_at + 60.0 * minutes - _CLOSING_S
     with Shared(data, asked, say=tell) as shared:
@@ -111,9 +118,14 @@ def ablate(
             study.go_on(asked, {**wanted, **kept}, kind="ablate", may_change=("minutes",))
             try:
                 _run_all(study, shared, asked, deadline, tell)
+            except UsageError:
+                if fresh and not study.trials():
+                    # There is nothing to continue.
+                    storage.discard_folder([path])
+                raise
             finally:
                 # Also of an ablation that is stopped: what is known is there to be read.
-                if any(trial.rungs for trial in study.trials()):
+                if Study.exists(path) and any(trial.rungs for trial in study.trials()):
                     write_study(study)
     return study
 
@@ -165,9 +177,10 @@ def _created(
         },
     )
     with study.lock():
-        study.note("decided", why=f"{epochs:g} epochs each: {why}", trainings=_num_runs(study))
-    tell(f"{len(levels)} changes and the base, {wanted['seeds']} seeds")
-    tell(f"{epochs:g} epochs each: {why}")
+        long = "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
+        study.note("decided", why=f"{long} each: {why}", trainings=_num_runs(study))
+    tell(f"{count(len(levels), 'change')} and the base, {wanted['seeds']} seeds")
+    tell(f"{long} each: {why}")
     for each in left_out:
         if each.reason != "the base has it already":
             tell(f"left out: {each.factor}: {each.level} ({each.reason})")
@@ -224,6 +237,7 @@ def _run_all(
     known = {trial.number: trial for trial in study.trials()}
     fixed = asked.with_settings(study.asked["length"])
     refused: set[int] = set()
+    said_how_long = False
     everything = order(len(levels), seeds)
     for place, pair in enumerate(everything, start=1):
         number = trial_number(pair.level, pair.seed, seeds)
@@ -231,10 +245,11 @@ def _run_all(
         if (trial is not None and trial.is_over) or pair.level in refused:
             continue
         if not _can_be_finished(study, known, pair, seeds, deadline):
+            if pair.level == 0:
+                raise _too_short(study, known, seeds)
             refused.add(pair.level)
             what = _worded(levels[pair.level])
             study.note("not started", why="it could not be finished in the time left", what=what)
-            tell(f"no time is left for {what}")
             continue
         trial = _begun(study, trial, number, levels[pair.level], pair.seed)
         if not trial.is_over:
@@ -244,6 +259,86 @@ def _run_all(
         known[number] = trial
         if pair.level == 0 and pair.seed == seeds - 1:
             _refuse_without_base(known, seeds)
+        if not said_how_long and _base_s(known, seeds):
+            said_how_long = True
+            tell(_forecast(study, known, seeds))
+    if missing := [
+        _worded(levels[pair.level])
+        for pair in everything
+        if pair.seed == 0
+        and not all(_is_over(known, pair.level, seed, seeds) for seed in range(seeds))
+    ]:
+        rest = _minutes(_rest_s(study, known, seeds, _base_s(known, seeds)))
+        tell(
+            f"no time is left for {count(len(missing), 'change')}, from '{missing[0]}' on; the "
+            f"same command with --minutes {rest} does the rest"
+        )
+
+
+def _is_over(known: Mapping[int, Trial], level: int, seed: int, seeds: int) -> bool:
+    trial = known.get(trial_number(level, seed, seeds))
+    return trial is not None and trial.is_over
+
+
+def _base_s(known: Mapping[int, Trial], seeds: int) -> float:
+    base = [known.get(trial_number(0, seed, seeds)) for seed in range(seeds)]
+    return max((each.last.seconds for each in base if each and each.last), default=0.0)
+
+
+def _rest_s(study: Study, known: Mapping[int, Trial], seeds: int, base_s: float) -> float:
+    """What the trainings take that are not over, one of the base taking `base_s`."""
+    costs = [float(level["cost"]) for level in study.asked["levels"]]
+    done = [trial.number for trial in known.values() if trial.is_over]
+    return forecast_s(costs, seeds, base_s) - base_s * sum(
+        costs[(number - 1) // seeds] for number in done
+    )
+
+
+def _forecast(study: Study, known: Mapping[int, Trial], seeds: int) -> str:
+    base_s = _base_s(known, seeds)
+    left = _num_runs(study) - sum(trial.is_over for trial in known.values())
+    minutes = f"{_rest_s(study, known, seeds, base_s) / 60:.2g}"
+    there = study.asked["minutes"]
+    of = "" if there is None else f"; there are {there:g} for everything"
+    return (
+        f"a training of the base took {base_s:.1f} s, so the {count(left, 'training')} left take "
+        f"about {minutes} minutes{of}"
+    )
+
+
+def _minutes(seconds: float) -> str:
+    """To ask for, so with what `fits` wants to spare and the way in and out."""
+    return f"{(CAREFUL * seconds + _CLOSING_S) / 60 + 0.2:.2g}"
+
+
+def _too_short(study: Study, known: Mapping[int, Trial], seeds: int) -> UsageError:
+    """Not even the base can be trained with every seed."""
+    wanted = f"{study.asked['minutes']:g} minutes are too short"
+    base_s = _base_s(known, seeds) or _base_s_so_far(study)
+    if not base_s:
+        return UsageError(
+            f"{wanted}: starting and opening the data took them all",
+            fix="give more --minutes; without them, all of it is done, however long it takes",
+        )
+    rest_s = _rest_s(study, known, seeds, base_s)
+    base = sum(1 for seed in range(seeds) if not _is_over(known, 0, seed, seeds)) * base_s
+    return UsageError(
+        f"{wanted}: one training takes about {base_s:.0f} s, and every change is held against "
+        f"{seeds} of the base, so about {_minutes(base)} minutes are needed before the first one",
+        fix=f"the same command with --minutes {_minutes(rest_s)} does everything; fewer --factors "
+        "or --epochs need less",
+    )
+
+
+def _base_s_so_far(study: Study) -> float:
+    """Of the first training, which was stopped on its way, by how far it came."""
+    path = study.trial_run_path(trial_number(0, 0, 1))
+    newest = Run.open(path).newest_checkpoint()[0] if Run.exists(path) else None
+    seconds = sum(_seconds_noted(study, 1))
+    if newest is None or not newest.step:
+        return seconds
+    plan = Plan.from_json(Run.open(path).text("plan"), origin=f"{path}: plan.json")
+    return seconds * plan.horizon_steps / newest.step
 
 
 def _worded(level: Mapping[str, Any]) -> str:

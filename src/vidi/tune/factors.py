@@ -68,6 +68,7 @@ def levels_of(
     Raises:
         UsageError: a factor or a level that does not exist.
     """
+    check_factors(factors)
     levels: list[Level] = []
     left_out: list[LeftOut] = []
     for name in factors or FACTORS:
@@ -84,10 +85,17 @@ def levels_of(
     return levels, left_out
 
 
+def check_factors(factors: Sequence[str]) -> None:
+    """Raises UsageError for a factor that does not exist."""
+    for asked in factors:
+        name = asked.partition(":")[0]
+        if name not in FACTORS:
+            what = f"there is no factor '{name}'" if name else "a factor has no name"
+            raise UsageError(what, fix=nearest(name, FACTORS))
+
+
 def _chosen(asked: str, plan: Plan) -> list[Level]:
     name, _, part = asked.partition(":")
-    if name not in FACTORS:
-        raise UsageError(f"there is no factor '{name}'", fix=nearest(name, FACTORS))
     levels = FACTORS[name](plan)
     if not part:
         return levels
@@ -381,19 +389,27 @@ def fits(
     if not base_s:
         return level == 0 and left_s > 0
     longest = max(base_s) * (cost if level else 1.0)
-    return seeds_left * longest * _CAREFUL <= left_s
+    return seeds_left * longest * CAREFUL <= left_s
+
+
+def forecast_s(costs: Sequence[float], seeds: int, base_s: float) -> float:
+    """How long all trainings of levels with these costs take; base_s: one of the base."""
+    return sum(costs) * seeds * base_s
 
 
 # A machine that others use is not always as fast as it was.
-_CAREFUL: Final = 1.15
+CAREFUL: Final = 1.15
 
 __all__ = [
+    "CAREFUL",
     "FACTORS",
     "LeftOut",
     "Level",
     "Pair",
+    "check_factors",
     "decide_epochs",
     "fits",
+    "forecast_s",
     "least_epochs",
     "levels_of",
     "order",

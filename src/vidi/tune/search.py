@@ -28,6 +28,7 @@ from vidi.errors import (
 from vidi.facts import Facts
 from vidi.plan import choose_model, make
 from vidi.report import write_study
+from vidi.report.words import count
 from vidi.run import Run
 from vidi.signals import Stop, watched
 from vidi.space import Distribution, Space
@@ -47,6 +48,10 @@ MAX_FAILURES: Final = 5
 # The share of a training over which the learning rate falls when there is no time for all of it.
 HURRIED_SHARE: Final = 0.05
 ETA: Final = 3
+# Settings whose values are names of something; those of a space are looked up before all else.
+NAMES: Final = ("model.name", "train.optimizer", "train.schedule")
+# With fewer validation images than this one of them is more than a point of accuracy.
+FEW_TO_JUDGE_BY: Final = 100
 
 _POLL_S: Final = 0.2
 # A pause of the whole machine that is longer than this is not counted against the workers.
@@ -133,16 +138,22 @@ def tune(
         study = Study.create(path, kind="tune", config=config, asked=wanted.asked)
     else:
         study = Study.open(path)
-    with study.lock():
-        if not fresh:
-            study.go_on(config, wanted.asked, kind="tune", may_change=("minutes", "trials"))
-            say(f"continuing {study.path}: {len(study.trials())} trials so far")
-        with (
-            contextlib.closing(_crew(study, workers, ray)) as crew,
-            watched() as stop,
-            contextlib.closing(_Search(wanted, study, crew, stop, say, started_at)) as search,
-        ):
-            search.run()
+    try:
+        with study.lock():
+            if not fresh:
+                study.go_on(config, wanted.asked, kind="tune", may_change=("minutes", "trials"))
+                say(f"continuing {study.path}: {len(study.trials())} trials so far")
+            with (
+                contextlib.closing(_crew(study, workers, ray)) as crew,
+                watched() as stop,
+                contextlib.closing(_Search(wanted, study, crew, stop, say, started_at)) as search,
+            ):
+                search.run()
+    except (UsageError, DataError):
+        # It cannot be as it was asked, so there is nothing to continue.
+        if fresh and not study.trials():
+            storage.discard_folder([study.path])
+        raise
     return study
 
 
@@ -290,6 +301,12 @@ class _Search:
         num_judged = dataset.num_images("validation") + dataset.num_images("test")
         self.num_validation = dataset.num_images("validation")
         self.num_test = dataset.num_images("test")
+        if self.num_validation < FEW_TO_JUDGE_BY:
+            self.say(
+                f"only {count(self.num_validation, 'validation image')} to choose by: one of them "
+                f"is {100 / self.num_validation:.1f} points of accuracy, so much of what looks "
+                "better will be luck; set data.validation_fraction or data.folds higher"
+            )
         self.clock = Clock(
             shares=self.rules.shares,
             full_s=float(decided["seconds_per_epoch"]) * decided["epochs"],
@@ -675,7 +692,14 @@ class _Search:
         wanted = self.wanted
         # Others may work in another folder.
         data = str(Path(wanted.data).resolve()) if Path(wanted.data).exists() else wanted.data
-        return {"do": "open", "data": data, "config": wanted.config.to_toml()}
+        axes = wanted.space if isinstance(wanted.space, Space) else ()
+        tried = [
+            [axis.name, value]
+            for axis in axes
+            if axis.name in NAMES
+            for value in axis.distribution.values
+        ]
+        return {"do": "open", "data": data, "config": wanted.config.to_toml(), "tried": tried}
 
     def _answer(
         self, worker: int, message: Mapping[str, Any], *, say: bool = False

@@ -16,6 +16,7 @@ from typing import Any, Final, final
 from vidi.config import parse
 from vidi.errors import Interrupted, UsageError, VidiError
 from vidi.train.loop import Progress
+from vidi.train.prepare import check_names
 from vidi.train.trial import Shared, advance, conclude, copy_run, shorten
 
 # Progress is told at most so often; a worker that tells nothing for long is taken to hang.
@@ -84,6 +85,9 @@ class Session:
 
     def _open(self, message: Mapping[str, Any]) -> dict[str, Any]:
         config = parse(message["config"], origin="the search's config")
+        # Names that no trial could use are found now, not when one fails of them.
+        for name, value in message.get("tried", ()):
+            check_names(config.with_settings({name: value}))
         self._shared = Shared(message["data"], config, say=self._say)
         facts = self._shared.facts
         return {"facts": facts.model_dump(mode="json")}
