@@ -267,7 +267,8 @@ CASES = {
 
 
 def grid(case: Case) -> None:
-    """Every combination by hand, and the one that the probe takes, timed again in turns."""
+    """Every combination of precision, memory format, parts and malloc, on all threads, and the one
+    that the probe takes, which may use fewer or a fused optimizer; the best again in turns."""
     model = classifier(case.name, case.image_px, case.channels)
     if case.pretrained:
         freeze_batch_norm(model)
@@ -293,15 +294,9 @@ def grid(case: Case) -> None:
         return step_rate(trial, images[0], settings, steps, fused=way.fused, hopeless_s=hopeless_s)
 
     ways = [
-        probe.Candidate(*way[:4], keep_memory=way[4], fused=way[5])
-        for way in itertools.product(
-            options.precisions,
-            options.channels_last,
-            options.micro_batch_sizes,
-            # A second thread is worth most to large networks, and each of their steps takes long.
-            options.threads[:1] if case.image_px > 64 else options.threads,
-            (True, False),
-            options.fused,
+        probe.Candidate(precision, layout, size, options.threads[0], keep_memory=kept)
+        for precision, layout, size, kept in itertools.product(
+            options.precisions, options.channels_last, options.micro_batch_sizes, (True, False)
         )
     ]
     once: dict[probe.Candidate, float] = {}
