@@ -315,9 +315,9 @@ def grid(case: Case) -> None:
     # Only what could be best is worth a second look.
     first = sorted(ways, key=lambda way: -once[way])[:3]
     again = {way: [once[way]] for way in {*first, chosen}}
-    for _ in range(4):
+    for _ in range(3):
         for way, looks in again.items():
-            looks.append(rate(way))
+            looks.append(rate(way, 2))
     rates = {way: statistics.median(each) for way, each in again.items()}
     winner = max(rates, key=lambda way: rates[way])
     probe.keep_memory()

@@ -417,16 +417,14 @@ class _Trial:
 
 
 def _distance(losses: Sequence[float], reference: Sequence[float]) -> float:
-    """How far the losses are off the reference's, step by step, as a share; the largest.
+    """How far the mean loss of the first steps is off the reference's, as a share of it.
 
-    A candidate that was given up early is judged by the steps that it made.
+    The mean, because dropout draws other numbers for smaller parts of a batch: a single step was
+    12 % off on 16 photos. A candidate that was given up early is judged by the steps that it made.
     """
     both = min(len(losses), len(reference))
-    shares = [
-        abs(loss - right) / max(abs(right), 1e-6)
-        for loss, right in zip(losses[:both], reference[:both], strict=True)
-    ]
-    return math.nan if any(map(math.isnan, shares)) else max(shares, default=0.0)
+    right = sum(reference[:both])
+    return abs(sum(losses[:both]) - right) / max(abs(right), 1e-6)
 
 
 def _wait(batch: Batch) -> None:
