@@ -189,7 +189,7 @@ def _cost(table: dict[str, Any], rules: Rules, order: Any, goal: float) -> float
 def _start_s(asked: argparse.Namespace) -> float:
     """From the request to the first update, which itself is taken out by the second one."""
     asked.model = asked.start
-    config = _config(asked)
+    config = _config(asked).with_settings({"machine.probe": "never"})
     found: list[float] = []
     with (
         tempfile.TemporaryDirectory(prefix="vidi-rungs-") as folder,
