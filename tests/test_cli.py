@@ -139,6 +139,24 @@ def test_evaluate_judges_other_splits(vidi: Vidi, digits_run: Path) -> None:
     assert vidi("evaluate", digits_run, "--split", "tset").status == 2
 
 
+def test_evaluate_says_more_than_accuracy(vidi: Vidi, digits_run: Path) -> None:
+    judged = json.loads((digits_run / "evaluation" / "test.json").read_text())
+    lines = vidi("evaluate", digits_run).out.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if " taken " not in line}
+    assert rows["macro"][:3] == [
+        f"{judged[name]:.1%}" for name in ("macro_precision", "macro_recall", "macro_f1")
+    ]
+    for each in judged["per_class"]:
+        scores = (each["precision"], each["recall"], each["f1"])
+        wanted = ["-" if score is None else f"{score:.1%}" for score in scores]
+        assert rows[each["name"]][:4] == [str(each["n"]), *wanted]
+    text = "\n".join(lines)
+    assert f"calibration error {judged['ece']:.1%}" in text
+    for pair in judged["most_confused"][:5]:
+        label, predicted = (judged["classes"][pair[end]] for end in ("label", "predicted"))
+        assert f"{label} is taken for {predicted}: {pair['n']} times (" in text
+
+
 def test_report_is_written_again(vidi: Vidi, digits_run: Path) -> None:
     (digits_run / "report.html").unlink()
     done = vidi("report", digits_run)
@@ -367,7 +385,7 @@ def test_views_are_averaged_beside_the_plain_number(
     assert vidi("train", photos, "--out", out, *QUICK).status == 0
     done = vidi("evaluate", out, "--tta")
     assert done.status == 0, done
-    first, second = done.out.splitlines()
+    first, second, *_ = done.out.splitlines()
     assert first.startswith("test accuracy")
     assert second.startswith("averaged over views, test accuracy")
     assert (out / "evaluation" / "test_tta.json").exists()

@@ -657,9 +657,13 @@ def evaluate(
     tta: Tta = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a run's best weights on held-out images."""
+    """Judge a run's best weights on held-out images.
+
+    With the precision, recall and F1 of each class, how far probabilities can be believed, and
+    what is taken for what; `--json` has everything, `vidi report` draws it.
+    """
     from vidi import evaluate as judge
-    from vidi.show import display
+    from vidi.show import display, evaluation_tables
 
     with display(quiet=as_json) as show:
         evaluation = judge(run, data, split=split, model=_own(model), show=show)
@@ -676,6 +680,7 @@ def evaluate(
     _print_evaluation(evaluation)
     if averaged is not None:
         _print_evaluation(averaged, "averaged over views, ")
+    evaluation_tables(evaluation)
 
 
 @app.command()

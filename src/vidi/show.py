@@ -24,6 +24,7 @@ from vidi.storage import shown
 if TYPE_CHECKING:
     from vidi.data import Audit, CachedStore
     from vidi.effects import Effect
+    from vidi.metrics import Evaluation
     from vidi.model import Listing
     from vidi.plan import Plan
     from vidi.predict import Counts
@@ -376,6 +377,72 @@ def audit_tables(audit: Audit) -> None:
     else:
         _say(console, "nothing stands out")
     _class_table(console, audit)
+
+
+def evaluation_tables(evaluation: Evaluation) -> None:
+    """What accuracy alone does not say: averages, every class, trust, mix-ups; on standard output.
+
+    Intervals are 95 %. Of more than 30 classes those with the lowest F1 are shown.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    averages = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    averages.add_column("")
+    for heading in ("precision", "recall", "F1", "95 % interval of F1"):
+        averages.add_column(heading, justify="right", no_wrap=True)
+    for name, precision, recall, f1 in (
+        ("macro", evaluation.macro_precision, evaluation.macro_recall, evaluation.macro_f1),
+        ("weighted", evaluation.weighted_precision, evaluation.weighted_recall,
+         evaluation.weighted_f1),
+    ):  # fmt: skip
+        interval = evaluation.intervals.get(f"{name}_f1")
+        averages.add_row(name, _share(precision), _share(recall), _share(f1), _between(interval))
+    console.print(averages)
+    low, high = evaluation.top5_interval
+    _say(console, f"top {evaluation.top_k} {evaluation.top5_accuracy:.1%} ({low:.1%} to {high:.1%})"
+         f"; always the largest class {evaluation.majority_accuracy:.1%}")  # fmt: skip
+    calibrated = evaluation.calibration
+    _say(
+        console,
+        f"log loss {evaluation.log_loss:.3f}, Brier {evaluation.brier:.3f}, calibration error "
+        f"{evaluation.ece:.1%} (a perfect model shows up to {evaluation.ece_noise:.1%})"
+        + (
+            ""
+            if calibrated is None
+            else f"; {calibrated.ece:.1%} with temperature {calibrated.temperature.value:.2f}, "
+            f"fitted on {calibrated.temperature.fitted_on}"
+        ),
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("class", overflow="fold")
+    for heading in ("images", "precision", "recall", "F1", "95 % interval of F1"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    classes = sorted(evaluation.per_class, key=lambda each: -1.0 if each.f1 is None else each.f1)
+    for each in classes[:_MAX_CLASSES]:
+        table.add_row(
+            Text(shown(each.name)), f"{each.n:,}", _share(each.precision), _share(each.recall),
+            _share(each.f1), _between(each.f1_interval),
+        )  # fmt: skip
+    console.print(table)
+    if len(classes) > _MAX_CLASSES:
+        _say(console, f"and {len(classes) - _MAX_CLASSES:,} better classes; --json has all")
+    for pair in evaluation.most_confused[:5]:
+        label, predicted = (evaluation.classes[index] for index in (pair.label, pair.predicted))
+        _say(console, f"{label} is taken for {predicted}: {pair.n:,} times ({pair.share:.1%})")
+    if evaluation.worst_group is not None:
+        worst = evaluation.worst_group
+        _say(console, f"worst group {worst.name}: {worst.accuracy:.1%} ({worst.n:,} images)")
+    for name, value in evaluation.extra.items():
+        _say(console, f"{name} {'not defined' if value is None else f'{value:.4g}'}")
+    for note in evaluation.notes:
+        _say(console, note)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
 
 
 def effect_table(effects: Sequence[Effect], seeds: int) -> None:

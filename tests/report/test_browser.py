@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -80,6 +81,15 @@ def test_every_part_is_drawn_and_nothing_is_wider_than_the_screen(
     assert image.shape[1] == width
     assert (np.median(image) < 60) == dark
     assert image.std() > 5
+
+
+def test_a_speed_that_was_taken_once_is_no_curve(
+    browser: Any, opened: Any, make_report: Any
+) -> None:
+    data = make_report()
+    opened(dataclasses.replace(data, timing=data.timing[:1]))
+    assert_quiet(browser)
+    assert browser.count(".uplot canvas") == 3
 
 
 def test_hostile_names_are_text_wherever_they_stand(

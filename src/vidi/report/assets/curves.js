@@ -70,7 +70,7 @@ export function renderCurves(root, view) {
     { title: "Learning rate", data: [trained, view.train.learning_rate],
       format: (value) => (value === 0 ? "0" : value < 0.01 ? value.toExponential(1) : decimal(value, 3)),
       series: [{ label: "learning rate", colour: "accent" }] },
-    ...(view.timing.step.length ? [{ title: "Images per second", data: [epochs(view.timing.step), view.timing.images_per_second],
+    ...(view.timing.step.length > 1 ? [{ title: "Images per second", data: [epochs(view.timing.step), view.timing.images_per_second],
       format: (value) => whole(Math.round(value)), fromZero: true, series: [{ label: "images per second", colour: "accent" }] }] : []),
   ]) pair.append(plot({ ...options, perEpoch }));
   const waits = view.timing.wait_fraction.filter((value) => value !== null);
