@@ -10,8 +10,11 @@ from vidi.plan.budget import (
     Counts,
     Features,
     ending_s,
+    export_s,
     features_rule,
     needed_s,
+    smaller_px,
+    trainings_rule,
     tuning_rule,
 )
 
@@ -20,7 +23,7 @@ CLOTHING = Counts(3_068, 341, 372)
 
 
 def first_answer(left_s: float) -> Features | None:
-    return features_rule(left_s, CLOTHING, 150.0, 1280, 10, image_px=224, export="onnx")
+    return features_rule(left_s, CLOTHING, 150.0, 1280, 10, image_px=224, bundle_s=16.0)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +34,7 @@ def first_answer(left_s: float) -> Features | None:
         (120.0, False, 3, True),
         (65.0, True, 3, True),
         (45.0, False, 3, True),
-        (36.0, False, 0, True),
+        (33.0, False, 0, True),
         (25.0, False, 0, False),
     ],
 )
@@ -54,7 +57,7 @@ def test_a_time_that_is_too_short_for_anything_gets_no_answer() -> None:
     ("left_s", "image_px"), [(30.0, None), (60.0, None), (130.0, 160), (500.0, 192)]
 )
 def test_fine_tuning_begins_where_it_has_time_to_pay(left_s: float, image_px: int | None) -> None:
-    found = tuning_rule(left_s, CLOTHING, 150.0, 224, export="onnx")
+    found = tuning_rule(left_s, CLOTHING, 150.0, 224, bundle_s=16.0)
     assert (found and found.image_px) == image_px
 
 
@@ -69,11 +72,11 @@ def test_nothing_is_planned_that_cannot_finish(
     left_s: float, train: int, held_out: int, forward: float, image_px: int
 ) -> None:
     counts = Counts(train, held_out, held_out)
-    tuning = tuning_rule(left_s, counts, forward, image_px, export="onnx")
+    tuning = tuning_rule(left_s, counts, forward, image_px, bundle_s=16.0)
     if tuning is not None:
-        assert tuning.seconds + ending_s(counts, forward, export="onnx") <= left_s
+        assert tuning.seconds + ending_s(counts, forward, bundle_s=16.0) <= left_s
         assert 0 < tuning.image_px <= max(32, image_px)
-    first = features_rule(left_s, counts, forward, 1280, 10, image_px=image_px, export="onnx")
+    first = features_rule(left_s, counts, forward, 1280, 10, image_px=image_px, bundle_s=16.0)
     if first is not None:
         assert first.seconds <= left_s
         assert 0 < first.num_train <= train
@@ -86,8 +89,57 @@ def test_more_time_never_means_less(left_s: float, more_s: float) -> None:
     if some is not None:
         assert more is not None
         assert more.num_train >= some.num_train
-    tuned = tuning_rule(left_s, CLOTHING, 150.0, 224, export=None)
-    longer = tuning_rule(left_s + more_s, CLOTHING, 150.0, 224, export=None)
+    tuned = tuning_rule(left_s, CLOTHING, 150.0, 224, bundle_s=0.0)
+    longer = tuning_rule(left_s + more_s, CLOTHING, 150.0, 224, bundle_s=0.0)
     if tuned is not None:
         assert longer is not None
         assert longer.image_px >= tuned.image_px
+
+
+@given(
+    left_s=st.floats(1.0, 1e4),
+    opened_s=st.floats(0.0, 1e3),
+    forward=st.floats(0.1, 1e4),
+    image_px=st.sampled_from([32, 64, 128, 224, 384]),
+)
+def test_smaller_images_are_taken_only_where_a_head_on_them_fits(
+    left_s: float, opened_s: float, forward: float, image_px: int
+) -> None:
+    px = smaller_px(left_s, opened_s, CLOTHING, forward, 1280, 10, image_px=image_px)
+    if px is None:
+        return
+    assert px < image_px
+    rate = forward * (image_px / px) ** 2
+    assert features_rule(left_s - opened_s, CLOTHING, rate, 1280, 10, image_px=px, bundle_s=16.0)
+
+
+def test_a_busy_machine_makes_images_smaller_before_it_says_no() -> None:
+    # 10 features a second instead of 150: judging alone would take more than a minute.
+    assert features_rule(80.0, CLOTHING, 10.0, 1280, 10, image_px=224, bundle_s=16.0) is None
+    assert smaller_px(80.0, 20.0, CLOTHING, 10.0, 1280, 10, image_px=224) == 128
+    assert smaller_px(25.0, 20.0, CLOTHING, 10.0, 1280, 10, image_px=224) is None
+
+
+def test_an_export_is_forecast_by_the_size_of_the_network() -> None:
+    small, large = export_s("onnx", 14), export_s("onnx", 99)
+    assert 0.0 == export_s(None, 99) < export_s("torch", 14) < small < large
+    assert large == pytest.approx(16.0, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("left_s", "train", "validation", "kind", "number"),
+    [
+        (40.0, 1_258, 180, "one", 1),
+        (120.0, 1_258, 180, "several", 2),
+        (400.0, 1_258, 180, "several", 4),
+        (900.0, 1_258, 180, "search", 14),
+        (900.0, 1_258, 20, "one", 1),
+        # Of many images a longer training is worth more than several.
+        (900.0, 45_000, 5_000, "one", 1),
+    ],
+)
+def test_time_for_many_trainings_is_for_a_search(
+    left_s: float, train: int, validation: int, kind: str, number: int
+) -> None:
+    found = trainings_rule(left_s, 1.0, Counts(train, validation, 300), 60.0, 200.0)
+    assert (found.kind, found.number) == (kind, number)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vidi.metrics import Comparison, Evaluation
     from vidi.predict import Row
     from vidi.predictor import Predictor
+    from vidi.study import Study
 
 STARTED_AT = time.monotonic()
 
@@ -297,15 +298,24 @@ def fit(
     An answer is there early and only gets better. Ctrl-C ends it with the best so far; a kill costs
     little, the same command goes on.
     """
-    from vidi import Run
-    from vidi import fit as run_fit
-    from vidi.show import display
+    from vidi.signals import watched
 
-    asked = _asked(config, settings, model=model, epochs=None, minutes=None)
-    with display(quiet=as_json) as show:
-        study = run_fit(
-            data, asked, minutes=minutes, out=out, to=to, show=show, started_at=STARTED_AT
-        )
+    # From here to the last line: a signal is obeyed where that can be done well.
+    with watched():
+        from vidi import fit as run_fit
+        from vidi.show import display
+
+        asked = _asked(config, settings, model=model, epochs=None, minutes=None)
+        with display(quiet=as_json) as show:
+            study = run_fit(
+                data, asked, minutes=minutes, out=out, to=to, show=show, started_at=STARTED_AT
+            )
+        _print_fit(study, as_json=as_json)
+
+
+def _print_fit(study: Study, *, as_json: bool) -> None:
+    from vidi import Run
+
     run = Run.open(study.final_path)
     judged = run.evaluated_splits()
     split = "test" if "test" in judged else "validation"
@@ -318,6 +328,8 @@ def fit(
                 "run": str(run.path),
                 "report": str(run.report_path),
                 "bundle": bundle and str(bundle),
+                "no_bundle_because": None if bundle else _why_no_bundle(study),
+                "best": str(study.best_path),
                 "split": split,
                 "accuracy": evaluation.accuracy,
                 "accuracy_interval": evaluation.accuracy_interval,
@@ -327,7 +339,13 @@ def fit(
         return
     _print_evaluation(evaluation)
     typer.echo(f"report:  {run.report_path}")
+    typer.echo(f"config:  vidi train DATA --config {shlex.quote(str(study.best_path))}")
     typer.echo(f"predict: vidi predict {shlex.quote(str(bundle or run.path))} IMAGES...")
+
+
+def _why_no_bundle(study: Study) -> str:
+    reasons = [event["why"] for event in study.events.read() if event["event"] == "not exported"]
+    return reasons[-1] if reasons else "it was removed"
 
 
 @app.command()

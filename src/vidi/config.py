@@ -152,6 +152,9 @@ class TrainConfig(Frozen):
     head: Literal["with_the_rest", "first", "only"] | None = Field(
         None, description="whether the head is fitted on kept features first, or nothing else is"
     )
+    head_penalty: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="penalty on the squared weights of a head that is fitted on features"
+    )
     image_px: Pixels | None = Field(
         None, description="side of the images in training, where that is less than data.image_px"
     )

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 # SIGHUP is what a closed terminal sends; Windows has no such signal.
@@ -20,14 +20,47 @@ _WATCHED = tuple(
 _SAME_SIGNAL_S = 2.0
 
 
-class Stop:
-    """Which signal asked to stop, if any did."""
+def saving_first(number: int) -> str:
+    """What is said by whoever saves and stops."""
+    del number
+    return "stopping: saving first (again: stop at once)"
 
-    def __init__(self) -> None:
+
+class Stop:
+    """Which signal asked to stop, if any did.
+
+    said: what is told the user about a signal when it comes. Whoever watches keeps it true.
+    """
+
+    def __init__(self, said: Callable[[int], str] = saving_first) -> None:
         self.signal_number: int | None = None
+        self.said = said
 
     def __bool__(self) -> bool:
         return self.signal_number is not None
+
+
+class _Handler:
+    """Notes the first signal, and ends the process at the second."""
+
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+        # A launcher of several processes passes on what the terminal has sent to all of them.
+        self._launched = "TORCHELASTIC_RUN_ID" in os.environ
+        self._noted_at = 0.0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        stop = self.stop
+        if stop:
+            if self._launched and time.monotonic() - self._noted_at < _SAME_SIGNAL_S:
+                return
+            os._exit(128 + number)
+        self._noted_at = time.monotonic()
+        stop.signal_number = number
+        # Written by the system call: a handler may interrupt a print.
+        with contextlib.suppress(OSError, AttributeError, ValueError):
+            os.write(sys.stderr.fileno(), f"\n{stop.said(number)}\n".encode())
 
 
 @contextlib.contextmanager
@@ -35,32 +68,21 @@ def watched() -> Iterator[Stop]:
     """Inside, a first signal is only noted, for the caller to save and stop; a second one ends the
     process at once, which loses nothing but the work since the last checkpoint.
 
-    Outside the main thread, where Python allows no signal handlers, nothing is watched.
+    One inside another has the same `Stop`, so that the second signal is the second wherever the
+    first one came. Outside the main thread, where Python allows no signal handlers, nothing is
+    watched.
     """
-    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield Stop()
         return
-
-    # A launcher of several processes passes on what the terminal has sent to all of them already.
-    launched = "TORCHELASTIC_RUN_ID" in os.environ
-    noted_at = 0.0
-
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler takes both
-        nonlocal noted_at
-        if stop:
-            if launched and time.monotonic() - noted_at < _SAME_SIGNAL_S:
-                return
-            os._exit(128 + number)
-        noted_at = time.monotonic()
-        stop.signal_number = number
-        # Written by the system call: a handler may interrupt a print.
-        with contextlib.suppress(OSError, AttributeError, ValueError):
-            os.write(sys.stderr.fileno(), b"\nstopping: saving first (again: stop at once)\n")
-
-    before = {number: signal.signal(number, note) for number in _WATCHED}
+    outer = signal.getsignal(signal.SIGINT)
+    if isinstance(outer, _Handler):
+        yield outer.stop
+        return
+    handler = _Handler(Stop())
+    before = {number: signal.signal(number, handler) for number in _WATCHED}
     try:
-        yield stop
+        yield handler.stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -39,6 +39,7 @@ _BEST: Final = "best.toml"
 _FINAL: Final = "final"
 _REPORT: Final = "report.html"
 _LOCK: Final = "lock"
+_SPENT: Final = "spent_s"
 _TRIAL_NAME: Final = re.compile(r"([0-9]{4,9})\.json")
 
 # What a creation that was killed can have left.
@@ -335,6 +336,26 @@ class Study:
         self._held()
         self.events.append({"event": event, "at": round(time.time(), 3), **about})
 
+    def keep_spent(self, seconds: float) -> None:
+        """Writes down how long has been worked in it by now; meant to be called again and again.
+
+        It is there after a kill, and after a loss of power as of a little earlier: nothing waits
+        for the disk. Any thread may call it. Raises OSError.
+        """
+        descriptor = os.open(self.path / _SPENT, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            # Always as many bytes, by one call: it cannot be half there.
+            os.pwrite(descriptor, f"{seconds:015.3f}\n".encode(), 0)
+        finally:
+            os.close(descriptor)
+
+    def spent_s(self) -> float:
+        """What was written last by `keep_spent`; 0 where there is nothing that can be read."""
+        try:
+            return max(0.0, float((self.path / _SPENT).read_text("ascii")))
+        except (OSError, ValueError):
+            return 0.0
+
     # Results
 
     @property
@@ -356,9 +377,13 @@ class Study:
         """The best settings so far, ready for `vidi train --config`."""
         return self.path / _BEST
 
-    def write_best(self, config: Config) -> Path:
-        """Raises StorageError; the earlier one is then still there."""
-        return self._write(self.best_path, config.to_toml())
+    def write_best(self, config: Config, *, about: Sequence[str] = ()) -> Path:
+        """Raises StorageError; the earlier one is then still there.
+
+        about: lines for whoever reads it, as comments above the settings.
+        """
+        comments = "".join(f"# {line}\n" for line in about)
+        return self._write(self.best_path, comments + config.to_toml())
 
     @property
     def report_path(self) -> Path:

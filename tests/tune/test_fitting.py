@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from PIL import Image
 import vidi
 from vidi import config
 from vidi.errors import ConfigError, Interrupted, MismatchError, UsageError
+from vidi.plan.budget import Trainings
 from vidi.run import Run
 from vidi.study import Study
 from vidi.train import Progress
+from vidi.train.features import Extractor
 from vidi.tune.fitting import Doing
 
 SCRATCH: dict[str, object] = {
@@ -106,7 +109,45 @@ def test_the_answer_alone_is_judged_by_the_test_images_and_once(tuned: Study) ->
     for trial in tuned.trials():
         assert "test" not in Run.open(tuned.trial_run_path(trial.number)).evaluated_splits()
     assert noted(tuned).count("judging the answer") == 1
-    assert config.read(tuned.best_path).train.head in ("only", "first")
+
+
+def test_the_best_settings_plan_the_training_that_won(photos: Path, tuned: Study) -> None:
+    asked = config.read(tuned.best_path)
+    (event,) = [each for each in tuned.events.read() if each["event"] == "ended"]
+    won = json.loads(tuned.trial_run(event["answer"]).text("plan"))
+    again = json.loads(vidi.plan(photos, asked).plan.model_dump_json())
+    # How fast it is computed, how often it is looked at and why are no part of what is learnt.
+    for plan in (won, again):
+        for name in ("execution", "reasons", "evaluate_every_steps", "head_penalty"):
+            del plan[name]
+    assert again == won
+    first = tuned.trials()[0]
+    assert asked.train.head_penalty == first.parameters["penalty"]
+
+
+def test_few_held_out_images_are_said_to_tell_little(tuned: Study) -> None:
+    (event,) = [each for each in tuned.events.read() if each["event"] == "few held out"]
+    assert event["images"] < 10
+
+
+def test_no_bundle_has_its_reason(tuned: Study) -> None:
+    (event,) = [each for each in tuned.events.read() if each["event"] == "not exported"]
+    assert "--to none" in event["why"]
+
+
+@pytest.mark.slow
+def test_a_slow_machine_gets_a_head_on_smaller_images(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crawls(self: Extractor, *_: object) -> float:
+        return 0.25 * (224 / self.image_px) ** 2
+
+    monkeypatch.setattr(Extractor, "rate", crawls)
+    study = fit(photos, tmp_path / "fit", {**SMALL, "data.image_px": None})
+    first = study.trials()[0]
+    assert first.settings["data.image_px"] < 224
+    assert Run.open(study.final_path).evaluated_splits() == ("test", "validation")
+    assert noted(study).count("making the images smaller") == 1
 
 
 def test_what_is_done_already_is_not_done_again(photos: Path, tuned: Study) -> None:
@@ -147,12 +188,87 @@ def test_from_scratch_every_step_says_why_and_the_answer_is_exported(
     assert rates[-1] < 0.02 * max(rates)
 
 
-def test_ctrl_c_ends_with_the_best_so_far(photos: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same three colours, in enough images to choose between trainings."""
+    rng = np.random.default_rng(4)
+    root = tmp_path_factory.mktemp("many")
+    for number, label in enumerate(("red", "green", "blue")):
+        (root / label).mkdir()
+        for index in range(80):
+            pixels = rng.integers(0, 140, (16, 16, 3), dtype=np.uint8)
+            pixels[:, :, number] += 60
+            Image.fromarray(pixels).save(root / label / f"{index:03}.jpg", quality=95)
+    return root
+
+
+def decided_as(kind: str, number: int) -> Any:
+    """Instead of the rule, which asks how fast this machine is."""
+    return lambda *_: Trainings(kind, number, "as the test asks")  # type: ignore[arg-type]
+
+
+MANY: dict[str, object] = {**SCRATCH, "data.validation_fraction": 0.25}
+
+
+def test_of_several_trainings_the_best_is_kept_and_compared_with_the_default(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vidi.tune.scratch.trainings_rule", decided_as("several", 2))
+    study = fit(many, tmp_path / "fit", MANY, minutes=1.0)
+    first, second = study.trials()
+    assert (first.status, second.status) == ("finished", "finished")
+    assert first.origin == "the default"
+    assert second.settings["train.seed"] == 1
+    assert first.last is not None
+    assert second.last is not None
+    (event,) = [each for each in study.events.read() if each["event"] == "ended"]
+    best = max((first, second), key=lambda one: (one.last.accuracy, -(one.last.log_loss or 0.0)))
+    assert event["answer"] == best.number
+    compared = [each["trial"] for each in study.events.read() if each["event"] == "compared"]
+    assert compared == ([2] if best.number == 2 else [])
+
+
+def test_a_search_brings_the_default_to_its_end_and_ctrl_c_ends_it_with_the_best(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vidi.tune.scratch.trainings_rule", decided_as("search", 20))
+
+    def stop(what: object) -> None:
+        if isinstance(what, str) and what.startswith("trial 3 "):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    study = fit(many, tmp_path / "fit", MANY, show=stop, minutes=1.0)
+    trials = study.trials()
+    assert [trial.status for trial in trials][:1] == ["finished"]
+    assert trials[0].origin == "the default"
+    assert len(trials) == 3
+    assert all(trial.last is not None for trial in trials)
+    assert Run.open(study.final_path).evaluated_splits() == ("test", "validation")
+    assert config.read(study.best_path).train.minutes is None
+
+
+@pytest.mark.slow
+def test_a_search_trains_its_best_settings_for_longer_within_the_time(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vidi.tune.scratch.trainings_rule", decided_as("search", 20))
+    study = fit(many, tmp_path / "fit", MANY, minutes=0.6)
+    *searched, last = study.trials()
+    assert last.origin.endswith("for longer")
+    assert last.status == "finished"
+    assert len(searched) >= 2
+    assert not any(name in last.settings for name in ("train.epochs", "train.schedule"))
+
+
+def test_ctrl_c_ends_with_the_best_so_far(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def stop(what: object) -> None:
         if isinstance(what, Progress) and what.phase == "train" and what.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     study = fit(photos, tmp_path / "fit", SMALL, show=stop)
+    assert "the best so far is judged" in capfd.readouterr().err
     assert Run.open(study.final_path).evaluated_splits() == ("test", "validation")
     assert study.trials()[1].reason == "stopped by a signal"
     assert any(event["event"] == "ended" for event in study.events.read())
@@ -163,15 +279,22 @@ def test_a_fit_that_was_killed_goes_on_and_its_clock_too(photos: Path, tmp_path:
     class Killed(BaseException):
         pass
 
+    spent_s = 0.0
+
     def kill(what: object) -> None:
+        nonlocal spent_s
         if isinstance(what, Progress) and what.phase == "train" and what.step == 5:
+            study = Study.open(tmp_path / "fit")
+            noted_s = max(float(event.get("spent_s", 0.0)) for event in study.events.read())
+            # The clock goes on between what is noted, and is on the disk.
+            while (spent_s := study.spent_s()) <= noted_s:
+                time.sleep(0.05)
             raise Killed
 
     with pytest.raises(Killed):
         fit(photos, tmp_path / "fit", SMALL, show=kill)
     before = Study.open(tmp_path / "fit")
     first_trial = before.trials()[0]
-    spent_s = max(float(event["spent_s"]) for event in before.events.read())
     assert [trial.status for trial in before.trials()] == ["finished", "running"]
     told: list[Any] = []
     after = fit(photos, tmp_path / "fit", SMALL, show=told.append)
@@ -193,7 +316,30 @@ def test_a_signal_before_there_is_an_answer_leaves_something_to_continue(
     with pytest.raises(Interrupted) as caught:
         fit(photos, tmp_path / "fit", SMALL, show=stop)
     assert caught.value.status == 128 + signal.SIGTERM
+    # In one line: that there is nothing, and how to go on.
+    assert "no answer yet" in str(caught.value)
+    assert str(tmp_path / "fit") in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert fit(photos, tmp_path / "fit", SMALL).final_path.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "settings"), [("SIGINT", SCRATCH), ("SIGTERM", SMALL)])
+def test_what_a_signal_stops_without_ending_it_goes_on(
+    number: str, settings: dict[str, object], photos: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C before there is any answer, and a signal that is not Ctrl-C."""
+
+    def stop(what: object) -> None:
+        if isinstance(what, Progress) and what.phase == "train" and what.step == 2:
+            os.kill(os.getpid(), getattr(signal, number))
+
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        fit(photos, tmp_path / "fit", settings, show=stop)
+    assert Study.open(tmp_path / "fit").trials()[-1].status == "running"
+    study = fit(photos, tmp_path / "fit", settings, minutes=1.0)
+    assert all(trial.status == "finished" for trial in study.trials())
+    assert Run.open(study.final_path).evaluated_splits() == ("test", "validation")
 
 
 def test_too_short_a_time_says_what_is_needed(photos: Path, tmp_path: Path) -> None:

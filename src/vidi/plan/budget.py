@@ -6,19 +6,19 @@ what is left of the time goes into fine-tuning from there, if it is enough to be
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 # Of a time that is forecast, what is planned; the rest is for a machine that slows down.
 PLANNED_SHARE: Final = 0.95
 # Python's end, the last files, whatever else has no measurement.
-ENDING_S: Final = 1.5
+ENDING_S: Final = 1.0
 # An image judged in float32 against one whose features are computed in the measured precision: 372
 # images took 5 s, the report included, where features came at 158 a second.
 JUDGING_COST: Final = 1.8
-REPORT_S: Final = 2.0
-# Writing a bundle and proving it: ONNX of EfficientNet-Lite0 27 s on a busy machine, of the small
-# network 5 s.
-EXPORT_S: Final = {"onnx": 16.0, "torch": 8.0}
+REPORT_S: Final = 1.5
+# Writing a bundle and proving it, on two busy cores: ONNX of EfficientNet-Lite0, 99 layers that
+# learn, 16 s, of the small network, 14 layers, 5 s, most of them for its packages.
+EXPORT_S: Final = {"onnx": (3.5, 0.125), "torch": (1.0, 0.07)}
 # What cross-validating a bank of heads takes, in seconds for 1,000 images, 1,000 features and a
 # class, on two cores.
 BANK_S: Final = 0.025
@@ -53,14 +53,29 @@ class Tuning(NamedTuple):
     reason: str
 
 
-def ending_s(counts: Counts, forward: float, *, export: str | None, judged: bool = True) -> float:
+def export_s(target: str | None, num_layers: int) -> float:
+    """Seconds to write and prove a bundle of a network with so many layers that learn."""
+    if target is None:
+        return 0.0
+    always_s, layer_s = EXPORT_S[target]
+    return always_s + layer_s * num_layers
+
+
+def judging_s(num_images: int, forward: float) -> float:
+    """Seconds to judge so many images, and to write the report.
+
+    forward: images a second, as features are computed.
+    """
+    return REPORT_S + JUDGING_COST * num_images / forward
+
+
+def ending_s(counts: Counts, forward: float, *, bundle_s: float, judged: bool = True) -> float:
     """Seconds from the last update of the weights to the end of the process.
 
-    forward: images a second, as features are computed. judged: the validation images too.
+    bundle_s: for what is exported. judged: the validation images too.
     """
     images = counts.test + (counts.validation if judged else 0)
-    bundle_s = 0.0 if export is None else EXPORT_S[export]
-    return ENDING_S + REPORT_S + JUDGING_COST * images / forward + bundle_s
+    return ENDING_S + judging_s(images, forward) + bundle_s
 
 
 def bank_s(num_images: int, num_features: int, num_classes: int, folds: int) -> float:
@@ -73,7 +88,7 @@ def needed_s(counts: Counts, forward: float, num_features: int, num_classes: int
     """The least time in which an answer is there: a head on a few images of each class."""
     images = min(counts.train, FEWEST_A_CLASS * num_classes)
     fit_s = bank_s(images + counts.validation, num_features, num_classes, 0)
-    ended_s = ending_s(counts, forward, export=None, judged=False)
+    ended_s = ending_s(counts, forward, bundle_s=0.0, judged=False)
     return (images + counts.validation) / forward + fit_s + ended_s
 
 
@@ -89,20 +104,20 @@ def features_rule(
     num_classes: int,
     *,
     image_px: int,
-    export: str | None,
+    bundle_s: float,
 ) -> Features | None:
     """How much of the data the first answer uses: all with their mirror images, all, or a part.
 
     Mirror images are left out where fine-tuning needs their time. None: not even a part fits.
     """
-    ended_s = ending_s(counts, forward, export=None, judged=False)
+    ended_s = ending_s(counts, forward, bundle_s=0.0, judged=False)
     images = counts.train + counts.validation
 
     def seconds(views: int, folds: int) -> float:
         return views * images / forward + bank_s(images, num_features, num_classes, folds)
 
     plain_s = left_s - seconds(1, 3)
-    tuned = tuning_rule(plain_s, counts, forward, image_px, export=export) is not None
+    tuned = tuning_rule(plain_s, counts, forward, image_px, bundle_s=bundle_s) is not None
     for flipped, folds, share, why in (
         (True, 5, 0.25, "mirror images seen too, five-fold cross-validation"),
         (True, 3, 0.35, "mirror images seen too, three-fold cross-validation"),
@@ -124,6 +139,72 @@ def features_rule(
     return Features(False, some, 0, left_s - ended_s, reason)
 
 
+# So many whole trainings are worth a search among settings; fewer are spent on a few that are known
+# to do well, and less than two on a longer one.
+SEARCHED_FROM: Final = 10.0
+SEVERAL_FROM: Final = 2.0
+MOST_SEVERAL: Final = 4
+# Fewer held-out images than this cannot tell one training from another: each is two points.
+FEW_HELD_OUT: Final = 50
+# Of more images, a longer training is worth more than several short ones, until it is this long.
+FEW_IMAGES: Final = 20_000
+
+
+class Trainings(NamedTuple):
+    """How the time of a fit from scratch is used. number: of whole trainings, for "several"."""
+
+    kind: Literal["one", "several", "search"]
+    number: int
+    reason: str
+
+
+def trainings_rule(
+    left_s: float, seconds_per_epoch: float, counts: Counts, default_epochs: float, longest: float
+) -> Trainings:
+    """One training as long as fits, several, or a search.
+
+    left_s: for all trainings together. longest: epochs after which more of them bring nothing.
+    """
+    epochs = default_epochs if counts.train <= FEW_IMAGES else longest
+    fit = PLANNED_SHARE * left_s / (epochs * seconds_per_epoch)
+    said = f"{fit:.1f} trainings of {epochs:.0f} epochs fit into {left_s:.0f} s"
+    if counts.validation < FEW_HELD_OUT:
+        return Trainings("one", 1, f"{said}; too few images are held out to choose between them")
+    if fit >= SEARCHED_FROM:
+        return Trainings("search", int(fit), f"{said}: settings are searched")
+    if fit >= SEVERAL_FROM:
+        number = min(int(fit), MOST_SEVERAL)
+        return Trainings("several", number, f"{said}: the best of {number}")
+    return Trainings("one", 1, f"{said}: one, as long as fits")
+
+
+# Sizes that a head is tried at where nothing fits at the planned one, as shares of that.
+SMALLER: Final = (5 / 7, 4 / 7, 3 / 7)
+
+
+def smaller_px(
+    left_s: float,
+    opened_s: float,
+    counts: Counts,
+    forward: float,
+    num_features: int,
+    num_classes: int,
+    *,
+    image_px: int,
+) -> int | None:
+    """The largest size at which a head on a part of the images fits, where none fits at `image_px`.
+
+    opened_s: what decoding takes at most, since that has to be done again. None: nothing fits.
+    """
+    for share in SMALLER:
+        px = max(PX_STEP, round(share * image_px / PX_STEP) * PX_STEP)
+        rate = forward * (image_px / px) ** 2
+        least_s = opened_s + needed_s(counts, rate, num_features, num_classes)
+        if px < image_px and least_s <= PLANNED_SHARE * left_s:
+            return px
+    return None
+
+
 # An image through forward, backward and update takes so many times a forward pass in inference:
 # EfficientNet-Lite0 trains at 60 images/s of 160 px (`vidi.model._depthwise`), and computes 156
 # features a second at 224 px, which is 306 at 160.
@@ -142,13 +223,13 @@ PX_STEP: Final = 32
 
 
 def tuning_rule(
-    left_s: float, counts: Counts, forward: float, image_px: int, *, export: str | None
+    left_s: float, counts: Counts, forward: float, image_px: int, *, bundle_s: float
 ) -> Tuning | None:
     """The fine-tuning that fits into what is left after the first answer.
 
     None where the time is too short for it to be worth it.
     """
-    spare_s = PLANNED_SHARE * (left_s - ending_s(counts, forward, export=export))
+    spare_s = PLANNED_SHARE * (left_s - ending_s(counts, forward, bundle_s=bundle_s))
     found = None
     for share in SHARES:
         px = max(PX_STEP, round(share * image_px / PX_STEP) * PX_STEP)

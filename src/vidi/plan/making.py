@@ -141,6 +141,7 @@ def make(config: Config, facts: Facts) -> Plan:
         sam_rho=decided.take("sam_rho", train.sam_rho, (0.0, "it takes twice the time")),
         layer_decay=decided.take("layer_decay", train.layer_decay, (1.0, "all learn alike")),
         head=head,
+        head_penalty=train.head_penalty,
         stages=decide_stages(
             config, facts, decided, image_px=pixels.image_px, pretrained=pretrained
         ),

@@ -126,6 +126,8 @@ class Plan(Frozen):
     # Learning rate of each of the network's stages as a share of the next one's.
     layer_decay: float
     head: Head
+    # Of a head that is fitted on features; None: what held-out images like best.
+    head_penalty: float | None = None
     stages: tuple[Stage, ...]
     clip_norm: float | None
     num_train: int

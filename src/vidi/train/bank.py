@@ -72,8 +72,13 @@ def penalty_around(num_train: int) -> float:
     return min(PENALTY_MOST, PENALTY_AROUND / num_train)
 
 
-def candidates_of(label_smoothing: float, num_train: int) -> tuple[Candidate, ...]:
-    """What is tried: every penalty, with the plan's smoothing of the labels and without."""
+def candidates_of(
+    label_smoothing: float, num_train: int, *, penalty: float | None = None
+) -> tuple[Candidate, ...]:
+    """What is tried: every penalty, with the plan's smoothing of the labels and without; with a
+    penalty that is given, that one and the plan's smoothing."""
+    if penalty is not None:
+        return (Candidate(penalty, label_smoothing),)
     smoothings = sorted({0.0, label_smoothing})
     around = penalty_around(num_train)
     penalties = [share * around for share in PENALTIES]

@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, final
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ ROWS_A_FILE: Final = 512
 # On a processor, batches of 8, 16 and 32 gave 68, 79 and 80 images/s (EfficientNet-Lite0, 224 px,
 # bfloat16, norms folded, two shared cores).
 ROWS_A_BATCH: Final = {"cpu": 16}
+# The rate is measured on so many batches, or for so long where that is shorter.
+RATE_BATCHES: Final = 4
+RATE_S: Final = 1.5
 
 
 class Computed(NamedTuple):
@@ -39,6 +42,116 @@ class Computed(NamedTuple):
 
     values: Tensor
     fresh: int
+
+
+@final
+class Extractor:
+    """The layers before the head, folded once, and how their answers are named in the cache."""
+
+    def __init__(self, plan: Plan, classifier: Classifier) -> None:
+        self._plan = plan
+        self._network = quick_copy(plan, classifier)
+        self._weights = _weights_digest(classifier)
+        self._name = classifier.name
+
+    @property
+    def image_px(self) -> int:
+        """Side of the images that it sees."""
+        return self._plan.pixels.image_px
+
+    def rate(self, store: PixelStore, ids: Indices, *, limit_s: float = RATE_S) -> float:
+        """Images a second whose features are computed, measured on some of the rows `ids`.
+
+        limit_s: a slow machine is measured on fewer of them.
+        """
+        size = self._rows_a_batch
+        # The first one takes memory and chooses kernels; where all is slow, it is the measurement.
+        began_at = time.perf_counter()
+        self.compute(store, ids[:size], flipped=False)
+        seconds, done = time.perf_counter() - began_at, len(ids[:size])
+        if seconds >= limit_s:
+            return done / seconds
+        began_at, done = time.perf_counter(), 0
+        for start in range(0, min(len(ids), RATE_BATCHES * size), size):
+            rows = ids[start : start + size]
+            self.compute(store, rows, flipped=False)
+            done += len(rows)
+            if time.perf_counter() - began_at >= limit_s:
+                break
+        return done / max(1e-9, time.perf_counter() - began_at)
+
+    def features(
+        self,
+        dataset: Dataset,
+        store: PixelStore,
+        ids: Indices,
+        *,
+        flipped: bool,
+        cache_dir: Path | None,
+    ) -> Generator[Computed]:
+        """The features of the rows `ids`, of the middle of each image and, with `flipped`, the mean
+        with those of its mirror image; yields after every block of rows.
+
+        They are kept in the cache, by the contents of the images, the weights before the head, and
+        how they are computed; what is there already is read, and compared with its checksum.
+
+        Args:
+            cache_dir: None keeps nothing.
+        """
+        about = self._about(flipped=flipped)
+        digests = dataset.source.digests()
+        values: Tensor | None = None
+        fresh = 0
+        for start in range(0, len(ids), ROWS_A_FILE):
+            rows = ids[start : start + ROWS_A_FILE]
+            path = None
+            if cache_dir is not None:
+                content = np.ascontiguousarray(digests[rows]).tobytes()
+                name = hashlib.blake2b(about + content, digest_size=16).hexdigest()
+                path = cache_dir / "features" / name
+            block = None if path is None else _read(path, len(rows))
+            if block is None:
+                block = self.compute(store, rows, flipped=flipped)
+                fresh += len(rows)
+                if path is not None:
+                    # A cache that cannot be written costs time, not the result.
+                    with contextlib.suppress(StorageError):
+                        replace_file(path, _packed(block))
+            if values is None:
+                values = torch.empty(len(ids), block.shape[1])
+            done = start + len(rows)
+            values[start:done] = torch.from_numpy(block)
+            yield Computed(values[:done], fresh)
+
+    def compute(self, store: PixelStore, ids: Indices, *, flipped: bool) -> NDArray[np.float32]:
+        """(N, F) of the rows `ids`, without the cache."""
+        plan, size = self._plan, self._rows_a_batch
+        device = torch.device(plan.execution.device)
+        kind: ViewKind = "flip" if flipped else "plain"
+        parts: list[Tensor] = []
+        with torch.inference_mode(), autocast(device, plan.execution.precision):
+            for start in range(0, len(ids), size):
+                pixels = torch.from_numpy(store.take(ids[start : start + size])[0])
+                pixels = pixels.permute(0, 3, 1, 2)
+                seen = views(pixels.to(device), kind, plan.pixels.image_px)
+                mean = torch.stack([self._network.features(view).float() for view in seen]).mean(0)
+                parts.append(mean.cpu())
+        found: NDArray[np.float32] = torch.cat(parts).numpy()
+        return found
+
+    @property
+    def _rows_a_batch(self) -> int:
+        plan = self._plan
+        return ROWS_A_BATCH.get(plan.execution.device, plan.evaluation_batch_size)
+
+    def _about(self, *, flipped: bool) -> bytes:
+        """Everything but the images that the features depend on."""
+        plan = self._plan
+        told = (
+            f"{FORMAT}\0{image.DECODER_VERSION}\0{torch.__version__}\0{self._name}\0"
+            f"{plan.execution.precision}\0{flipped}\0{plan.pixels.model_dump_json()}\0"
+        )
+        return told.encode() + self._weights
 
 
 def features(
@@ -51,40 +164,9 @@ def features(
     flipped: bool,
     cache_dir: Path | None,
 ) -> Generator[Computed]:
-    """The features of the rows `ids`, of the middle of each image and, with `flipped`, the mean
-    with those of its mirror image; yields after every block of rows.
-
-    They are kept in the cache, by the contents of the images, the weights before the head, and how
-    they are computed; what is there already is read, and compared with its checksum.
-
-    Args:
-        cache_dir: None keeps nothing.
-    """
-    network = quick_copy(plan, classifier)
-    about = _about(plan, classifier, flipped=flipped)
-    digests = dataset.source.digests()
-    values: Tensor | None = None
-    fresh = 0
-    for start in range(0, len(ids), ROWS_A_FILE):
-        rows = ids[start : start + ROWS_A_FILE]
-        path = None
-        if cache_dir is not None:
-            content = np.ascontiguousarray(digests[rows]).tobytes()
-            name = hashlib.blake2b(about + content, digest_size=16).hexdigest()
-            path = cache_dir / "features" / name
-        block = None if path is None else _read(path, len(rows))
-        if block is None:
-            block = _compute(plan, network, store, rows, flipped=flipped)
-            fresh += len(rows)
-            if path is not None:
-                # A cache that cannot be written costs time, not the result.
-                with contextlib.suppress(StorageError):
-                    replace_file(path, _packed(block))
-        if values is None:
-            values = torch.empty(len(ids), block.shape[1])
-        done = start + len(rows)
-        values[start:done] = torch.from_numpy(block)
-        yield Computed(values[:done], fresh)
+    """What `Extractor.features` says, for who needs it once."""
+    work = Extractor(plan, classifier)
+    return work.features(dataset, store, ids, flipped=flipped, cache_dir=cache_dir)
 
 
 def all_features(work: Generator[Computed]) -> Tensor:
@@ -103,38 +185,15 @@ def quick_copy(plan: Plan, classifier: Classifier) -> Classifier:
     return network.to(device=plan.execution.device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
-def _about(plan: Plan, classifier: Classifier, *, flipped: bool) -> bytes:
-    """Everything but the images that the features depend on."""
+def _weights_digest(classifier: Classifier) -> bytes:
+    """Of all weights but those of the head."""
     hashed = hashlib.blake2b(digest_size=16)
     head = f"network.{classifier.head_name}."
     for name, tensor in classifier.state_dict().items():
         if not name.startswith(head):
             hashed.update(name.encode())
             hashed.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    precision = plan.execution.precision
-    told = (
-        f"{FORMAT}\0{image.DECODER_VERSION}\0{torch.__version__}\0{classifier.name}\0{precision}\0"
-        f"{flipped}\0{plan.pixels.model_dump_json()}\0"
-    )
-    return told.encode() + hashed.digest()
-
-
-def _compute(
-    plan: Plan, network: Classifier, store: PixelStore, ids: Indices, *, flipped: bool
-) -> NDArray[np.float32]:
-    """(N, F) of the rows `ids`."""
-    device = torch.device(plan.execution.device)
-    size = ROWS_A_BATCH.get(device.type, plan.evaluation_batch_size)
-    kind: ViewKind = "flip" if flipped else "plain"
-    parts: list[Tensor] = []
-    with torch.inference_mode(), autocast(device, plan.execution.precision):
-        for start in range(0, len(ids), size):
-            pixels = torch.from_numpy(store.take(ids[start : start + size])[0]).permute(0, 3, 1, 2)
-            seen = views(pixels.to(device), kind, plan.pixels.image_px)
-            mean = torch.stack([network.features(view).float() for view in seen]).mean(0)
-            parts.append(mean.cpu())
-    found: NDArray[np.float32] = torch.cat(parts).numpy()
-    return found
+    return hashed.digest()
 
 
 def _packed(block: NDArray[np.float32]) -> bytes:
@@ -157,18 +216,3 @@ def _read(path: Path, rows: int) -> NDArray[np.float32] | None:
     if shape[0] != rows or values.size != shape[0] * shape[1]:
         return None
     return values.reshape(shape).copy()
-
-
-def measured_rate(plan: Plan, classifier: Classifier, dataset: Dataset, store: PixelStore) -> float:
-    """Images a second whose features are computed, from a few batches of training images."""
-    network = quick_copy(plan, classifier)
-    size = ROWS_A_BATCH.get(plan.execution.device, plan.evaluation_batch_size)
-    ids = dataset.indices("train")[: RATE_BATCHES * size]
-    # The first one takes memory and chooses kernels.
-    _compute(plan, network, store, ids[:size], flipped=False)
-    began_at = time.perf_counter()
-    _compute(plan, network, store, ids, flipped=False)
-    return len(ids) / max(1e-9, time.perf_counter() - began_at)
-
-
-RATE_BATCHES: Final = 4

@@ -76,7 +76,7 @@ def fit_head(
         torch.from_numpy(dataset.labels[ids]),
         StepSettings.of(plan).loss.to(values.device),
         classifier.num_classes,
-        candidates=candidates_of(plan.label_smoothing, len(train)),
+        candidates=candidates_of(plan.label_smoothing, len(train), penalty=plan.head_penalty),
         num_train=len(train),
     )
     device = classifier.scale.device

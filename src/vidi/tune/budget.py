@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final, NamedTuple
 
+from vidi.plan.budget import judging_s
 from vidi.study import Trial
 
 # One full training may take this share of the whole time. With promotions of one in three a search
@@ -16,8 +17,13 @@ LEAST_STEPS: Final = 8
 # What the clock may be wrong by: starting, writing, a machine that is busy.
 SLACK_S: Final = 1.5
 SLACK_SHARE: Final = 0.02
-# Judging the answer computes in float32, draws intervals and writes a report.
-JUDGING_S: Final = 2.0
+# A forward pass alone is about so many times as fast as training.
+FORWARD_AGAINST_TRAINING: Final = 2.7
+
+
+def epochs_of(number: float) -> str:
+    """1 epoch, 2.5 epochs."""
+    return f"{number:g} epoch" + ("" if number == 1 else "s")
 
 
 class Division(NamedTuple):
@@ -42,18 +48,18 @@ def divide(
     budget_s: what is left of the time; None: trials are counted, not minutes.
     """
     if asked_epochs is not None:
-        epochs, why = asked_epochs, f"asked for {asked_epochs:g} epochs"
+        epochs, why = asked_epochs, f"asked for {epochs_of(asked_epochs)}"
     elif budget_s is None:
-        epochs, why = default_epochs, f"{default_epochs:g} epochs, as one training would have"
+        epochs, why = default_epochs, f"{epochs_of(default_epochs)}, as one training would have"
     else:
         affordable = TRAINING_SHARE * budget_s / seconds_per_epoch
         epochs = min(default_epochs, affordable)
         # A number that says no more than it knows; never less than one update.
         epochs = max(float(f"{epochs:.3g}"), 1.0 / steps_per_epoch)
         why = (
-            f"{epochs:g} epochs: a fifth of {budget_s:.0f} s at {seconds_per_epoch:.2g} s an epoch"
+            f"{epochs_of(epochs)}: a fifth of {budget_s:.0f} s at {seconds_per_epoch:.2g} s each"
             if epochs < default_epochs
-            else f"{epochs:g} epochs: enough to converge, and there is time for many"
+            else f"{epochs_of(epochs)}: enough to converge, and there is time for many"
         )
     steps = epochs * steps_per_epoch
     shares = tuple(share for share in (1 / eta**2, 1 / eta) if share * steps >= LEAST_STEPS)
@@ -94,9 +100,8 @@ class Clock(NamedTuple):
 
 
 def judging_seconds(num_images: int, images_per_second: float) -> float:
-    """Judging so many images: forward alone is about three times as fast as training, and float32
-    may take twice as long as what training computes in."""
-    return JUDGING_S + num_images / max(1.0, 1.5 * images_per_second)
+    """Judging so many images of the answer, where so many are trained on in a second."""
+    return judging_s(num_images, FORWARD_AGAINST_TRAINING * max(1.0, images_per_second))
 
 
 def slack(budget_s: float) -> float:

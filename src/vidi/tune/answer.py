@@ -1,0 +1,178 @@
+"""The end of a fit: the best trial is compared, judged once, reported and exported."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any, Final
+
+from vidi import comparing
+from vidi.config import Config
+from vidi.errors import TrainingError, UsageError, VidiError
+from vidi.export import export as export_run
+from vidi.facts import SPLITS
+from vidi.plan import Plan
+from vidi.report import write
+from vidi.run import Run
+from vidi.study import Trial
+from vidi.train.trial import Shared, copy_run
+from vidi.tune.work import Work
+
+# The first answer is exported too where the time left is so many times what that takes.
+EARLY_EXPORT: Final = 20.0
+# An export is begun with this share of the time that it is expected to take.
+EXPORT_SHARE: Final = 0.6
+
+
+def publish_early(work: Work, number: int) -> None:
+    """A trial is an answer already, should everything end now."""
+    path = work.study.final_path
+    if Run.exists(path):
+        return
+    copy_run(work.study.trial_run_path(number), path)
+    write(Run.open(path))
+    if work.export is not None and work.clock.left_s > EARLY_EXPORT * work.bundle_s:
+        _export(work, Run.open(path))
+
+
+def compare(work: Work, first: int) -> None:
+    """Say what the gain of the best trial over the first one is worth, image by image."""
+    best = work.best()
+    one = work.trial(first)
+    if best is None or best.number == first or one is None or one.last is None:
+        return
+    runs = [work.study.trial_run(number) for number in (first, best.number)]
+    if not all("validation" in run.evaluated_splits() for run in runs):
+        return
+    (found,) = comparing.compare(*runs, split="validation")
+    work.tell(f"{best.origin} against {one.origin}: {found.sentence}")
+    if found.verdict == "cannot tell":
+        work.tell("the gain is inside the noise of so few held-out images")
+    work.study.note("compared", trial=best.number, verdict=found.sentence)
+
+
+def finish(work: Work, shared: Shared) -> None:
+    """From the best trial to what is shipped.
+
+    Raises:
+        Interrupted: a signal came before there was any answer.
+        TrainingError: every training failed.
+        UsageError: none came to its end in the time.
+    """
+    work.check()
+    best = work.best()
+    if best is None:
+        raise _nothing(work)
+    work.doing("judging the answer", "once, on images that nothing was chosen by")
+    run = _published(work, best, shared)
+    _warn_of_chance(work, best, shared)
+    config, about = recipe(work, best)
+    work.study.write_best(config, about=about)
+    if work.export is None:
+        work.study.note("not exported", why="it was not asked for: --to none")
+    elif work.clock.left_s < EXPORT_SHARE * work.bundle_s and not work.stop:
+        why = f"no time to export: vidi export {run.path}"
+        work.tell(why)
+        work.study.note("not exported", why=why)
+    else:
+        _export(work, run)
+    work.is_over = True
+    work.study.note("ended", answer=best.number, spent_s=round(work.clock.spent_s, 2))
+
+
+def recipe(work: Work, best: Trial) -> tuple[Config, tuple[str, ...]]:
+    """The settings that train the answer again, and what they cannot say.
+
+    What depends on the time and on the speed of this machine is said in numbers of its own.
+    """
+    run = work.study.trial_run(best.number)
+    plan = Plan.from_json(run.text("plan"), origin=f"{run.path}: plan.json")
+    settings: dict[str, Any] = {
+        **best.settings,
+        "model.weights": plan.model.weights,
+        "data.image_px": plan.pixels.image_px,
+        "train.minutes": None,
+        "train.batch_size": plan.batch_size,
+        "train.optimizer": plan.optimizer.name,
+        "train.label_smoothing": plan.label_smoothing,
+        "train.schedule": plan.schedule.name,
+        "train.head": plan.head if plan.model.weights != "none" else None,
+    }
+    if work.extensions.model is None:
+        settings["model.name"] = plan.model.name
+    about = [f"vidi train DATA --config {work.study.best_path.name}: {best.origin}"]
+    known = best.parameters
+    if plan.head == "only":
+        settings["train.head_penalty"] = known["penalty"]
+        settings["train.label_smoothing"] = known["label_smoothing"]
+        if known["refitted"]:
+            about.append("The answer of the fit learnt from the validation images as well.")
+        if known["num_train"] < plan.num_train:
+            about.append(
+                f"The answer of the fit learnt from {known['num_train']:,} of {plan.num_train:,} "
+                "training images."
+            )
+    else:
+        settings["train.epochs"] = round(plan.last_step / plan.steps_per_epoch, 6)
+        head = work.trial(1)
+        if plan.head == "first" and head is not None and "penalty" in head.parameters:
+            settings["train.head_penalty"] = head.parameters["penalty"]
+        if "averaged" in best.origin:
+            about.append("The averaging is the fit's, and comes on top of this training.")
+    return work.config.with_settings(settings), tuple(about)
+
+
+def _nothing(work: Work) -> VidiError:
+    failed = [trial for trial in work.study.trials() if trial.status == "failed"]
+    if failed:
+        return TrainingError(
+            f"every training failed; the last one: {failed[-1].reason}",
+            fix=f"see {work.study.trial_run_path(failed[-1].number)}",
+        )
+    return UsageError(
+        "no training came to an end in this time",
+        fix=f"give more minutes: the same command goes on in {work.study.path}",
+    )
+
+
+def _warn_of_chance(work: Work, best: Trial, shared: Shared) -> None:
+    counts = shared.facts.dataset.counts["validation"]
+    guessed = max(counts) / sum(counts)
+    if best.last is not None and best.last.accuracy <= guessed:
+        work.tell(
+            f"this is no better than always guessing the largest class ({guessed:.1%}): "
+            "give more minutes"
+        )
+        work.study.note("no better than guessing", guessed=guessed)
+
+
+def _published(work: Work, best: Trial, shared: Shared) -> Run:
+    """The answer as a run of its own, judged and reported."""
+    path = work.study.final_path
+    present = {split for split in SPLITS[1:] if len(shared.dataset.indices(split))}
+    if Run.exists(path) and present <= set(Run.open(path).evaluated_splits()):
+        return Run.open(path)
+    aside = path.with_name(".final.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    if path.exists():
+        path.rename(aside)
+    copy_run(work.study.trial_run_path(best.number), path)
+    shutil.rmtree(aside, ignore_errors=True)
+    run = Run.open(path)
+    config = work.config.with_settings(best.settings)
+    with run.lock():
+        # What was judged when it was chosen is not judged again.
+        known = run.evaluated_splits()
+        work.judge(run, config, shared, [split for split in SPLITS[1:] if split not in known])
+    write(run)
+    return run
+
+
+def _export(work: Work, run: Run) -> None:
+    """A bundle; one that cannot be is no reason to lose the answer."""
+    assert work.export is not None
+    work.doing("exporting", "a bundle that is proven to say the same")
+    try:
+        export_run(run, to=work.export, data=work.data, model=work.extensions.model, show=work.show)
+    except VidiError as error:
+        work.tell(f"it could not be exported: {error.message}")
+        work.study.note("not exported", why=error.message)

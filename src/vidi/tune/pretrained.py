@@ -1,0 +1,386 @@
+"""A fit of a pretrained network: a head on kept features first, then fine-tuning from there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidi.config import Config, load
+from vidi.data import Dataset, Indices, cache_folder
+from vidi.errors import UsageError
+from vidi.metrics import Predictions, evaluate
+from vidi.model import set_head
+from vidi.plan import Plan, choose_model
+from vidi.plan.budget import (
+    FEWEST_A_CLASS,
+    Counts,
+    Features,
+    bank_s,
+    ending_s,
+    features_rule,
+    judging_s,
+    needed_s,
+    smaller_px,
+    tuning_rule,
+)
+from vidi.restore import build_model, load_best
+from vidi.run import Run
+from vidi.step import StepSettings
+from vidi.study import Rung, Trial
+from vidi.train.bank import Head, candidates_of, choose_head
+from vidi.train.features import Extractor
+from vidi.train.head import flips
+from vidi.train.prepare import Prepared
+from vidi.train.state import Best
+from vidi.train.training import decisions
+from vidi.train.trial import Shared
+from vidi.tune.answer import publish_early
+from vidi.tune.work import Work, counts_of
+
+# Shares of the fine-tuned weights in averages with those that the fine-tuning started from.
+AVERAGED: Final = (0.7, 0.4)
+# Building and saving one of them.
+AVERAGE_S: Final = 2.0
+# So many images of each class come first where not all are used.
+FIRST_OF_A_CLASS: Final = 5
+
+# The numbers of the trials.
+HEAD: Final = 1
+TUNED: Final = 2
+
+
+def fit_pretrained(work: Work, shared: Shared) -> None:
+    """The trials of such a fit, as many as the time allows; each is written down."""
+    base: dict[str, Any] = {"train.head": "only", "machine.probe": "never"}
+    if work.config.machine.precision is None and shared.facts.machine.cpu_bfloat16:
+        base["machine.precision"] = "bfloat16"
+    forward = _head(work, shared, base)
+    work.check()
+    if work.stop:
+        return
+    publish_early(work, HEAD)
+    tuning = _tuning(work, shared, base, forward)
+    if tuning is not None:
+        work.train(shared, tuning, forward=forward, start_from=HEAD)
+    _averages(work, shared, forward)
+
+
+# ---- The head ------------------------------------------------------------------------------------
+
+
+class _Ready(NamedTuple):
+    """A head's plan and what it may use of the time."""
+
+    config: Config
+    prepared: Prepared
+    extractor: Extractor
+    forward: float
+    rule: Features
+
+
+def _head(work: Work, shared: Shared, base: Mapping[str, Any]) -> float:
+    """The first answer: a head on kept features. Returns images a second of a forward pass."""
+    known = work.trial(HEAD)
+    if known is not None and known.status == "finished":
+        work.knows(build_model(_plan_of(work.study.trial_run(HEAD)), work.extensions.model))
+        return float(known.parameters["forward"])
+    settings = dict(base)
+    ready = _ready(work, shared, settings)
+    if isinstance(ready, int):
+        settings |= _at_size(shared, config=work.config.with_settings(settings), image_px=ready)
+        work.doing("making the images smaller", f"a head fits at {ready} px only")
+        again = _ready(work, shared, settings)
+        if isinstance(again, int):
+            raise _too_short(work, 2.0 * work.clock.spent_s)
+        ready = again
+    config, prepared, _, forward, rule = ready
+    plan, dataset = prepared.plan, prepared.dataset
+    work.doing("a head on kept features", rule.reason)
+    ids, values, num_train, forward = _features(work, ready)
+    folds = _folds(work, rule, len(ids), prepared, forward)
+    # The answer may learn from all images; what fine-tuning is compared with may not.
+    refitted = folds > 0 and not _tunes(work, shared, plan, forward)
+    candidates = candidates_of(
+        plan.label_smoothing, num_train, penalty=work.config.train.head_penalty
+    )
+    head = choose_head(
+        values,
+        torch.from_numpy(dataset.labels[ids]),
+        StepSettings.of(plan).loss.to(values.device),
+        len(dataset.classes),
+        candidates=candidates,
+        num_train=num_train,
+        folds=folds,
+        refit_all=refitted,
+    )
+    set_head(prepared.model, head.weight, head.bias)
+    accuracy, log_loss = _kept(work, config, prepared, head)
+    reason = f"{rule.reason}; chosen by {head.chosen_by}"
+    work.write(
+        Trial(
+            number=HEAD,
+            settings=settings,
+            status="finished",
+            origin="a head on kept features",
+            reason=reason,
+            rungs=(Rung(0, accuracy, log_loss, work.clock.spent_s),),
+            parameters={
+                "forward": forward,
+                "penalty": head.candidate.penalty,
+                "label_smoothing": head.candidate.label_smoothing,
+                "refitted": refitted,
+                "num_train": num_train,
+            },
+        )
+    )
+    held_out = len(dataset.indices("validation"))
+    work.tell(
+        f"a head on kept features: {accuracy:.1%} of {held_out:,} held-out images, "
+        f"penalty {head.candidate.penalty:g} chosen by {head.chosen_by}"
+    )
+    return forward
+
+
+def _ready(work: Work, shared: Shared, settings: Mapping[str, Any]) -> _Ready | int:
+    """What the time allows at the planned size of the images; where that is nothing, the smaller
+    size at which something fits.
+
+    Raises UsageError where there is none.
+    """
+    config = work.config.with_settings(settings)
+    prepared = shared.prepared(config)
+    plan, counts = prepared.plan, counts_of(shared)
+    work.knows(prepared.model)
+    extractor = Extractor(plan, prepared.model)
+    forward = extractor.rate(prepared.store, prepared.dataset.indices("train"))
+    size, px = prepared.model.num_features, plan.pixels.image_px
+    num_classes = len(prepared.dataset.classes)
+    left_s, opened_s = work.clock.left_s, work.clock.spent_s
+    rule = features_rule(
+        left_s, counts, forward, size, num_classes, image_px=px, bundle_s=work.bundle_s
+    )
+    if rule is not None:
+        if not flips(plan):
+            rule = rule._replace(flipped=False)
+        return _Ready(config, prepared, extractor, forward, rule)
+    smaller = None
+    if config.data.image_px is None:
+        smaller = smaller_px(left_s, opened_s, counts, forward, size, num_classes, image_px=px)
+    if smaller is None:
+        raise _too_short(work, opened_s + needed_s(counts, forward, size, num_classes))
+    return smaller
+
+
+def _at_size(shared: Shared, *, config: Config, image_px: int) -> dict[str, Any]:
+    """The same network with smaller images, for which another might be chosen."""
+    choice = choose_model(config, shared.facts)
+    return {
+        "data.image_px": image_px,
+        "model.name": config.model.name or choice.name,
+        "model.weights": choice.weights,
+    }
+
+
+def _too_short(work: Work, least_s: float) -> UsageError:
+    return UsageError(
+        f"{work.clock.budget_s / 60:.2g} minutes are too short for any answer",
+        fix=f"give --minutes {1.2 * least_s / 60 + 0.05:.1f} or more, with another --out; what was "
+        "looked at by now is kept",
+    )
+
+
+def _features(work: Work, ready: _Ready) -> tuple[Indices, Tensor, int, float]:
+    """Rows, their (N, F) features, how many of them are for training, before the validation rows,
+    and the rate.
+
+    The images of the validation come first, then as many of the training images as the time allows:
+    where the machine is slower than it was measured, fewer than planned.
+    """
+    config, prepared, extractor, forward, rule = ready
+    dataset = prepared.dataset
+    held_out = dataset.indices("validation")
+    train = dataset.indices("train")
+    train = train[_order(dataset.labels[train])][: rule.num_train]
+    ids = np.concatenate([held_out, train])
+    num_classes = len(dataset.classes)
+    fewest = len(held_out) + min(len(train), FEWEST_A_CLASS * num_classes)
+    counts = _counts(dataset)
+    values, done = None, 0
+    began_at = time.monotonic()
+    fresh_views = 0
+    for computed in extractor.features(
+        dataset,
+        prepared.store,
+        ids,
+        flipped=rule.flipped,
+        cache_dir=cache_folder(config.data.cache_dir),
+    ):
+        work.check()
+        before, done = done, len(computed.values)
+        values = computed.values
+        fresh_views = computed.fresh * (1 + rule.flipped)
+        if fresh_views:
+            # The first measurement may have met a busy moment, and the rate decides a lot.
+            forward = fresh_views / max(1e-9, time.monotonic() - began_at)
+        rest_s = ending_s(counts, forward, bundle_s=0.0, judged=False)
+        rest_s += bank_s(done, values.shape[1], num_classes, 0)
+        next_s = (done - before) * (1 + rule.flipped) / forward if fresh_views else 0.0
+        if done < len(ids) and done >= fewest and work.clock.left_s < rest_s + next_s:
+            work.tell(f"slower than measured: {done - len(held_out):,} training images are used")
+            break
+    assert values is not None, "there are images"
+    ids = np.concatenate([ids[len(held_out) : done], held_out])
+    values = torch.cat([values[len(held_out) : done], values[: len(held_out)]])
+    rate = max(forward, ready.forward) if fresh_views else ready.forward
+    return ids, values, len(ids) - len(held_out), rate
+
+
+def _order(labels: Any) -> Any:
+    """(N,): an order without meaning in which a few images of each class come first."""
+    shuffled = np.random.default_rng(0).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    starts = np.searchsorted(labels[by_class], labels[by_class])
+    number = np.empty(len(labels), dtype=np.int64)
+    number[by_class] = np.arange(len(labels)) - starts
+    late = number[shuffled] >= FIRST_OF_A_CLASS
+    return np.concatenate([shuffled[~late], shuffled[late]])
+
+
+def _folds(work: Work, rule: Features, num_images: int, prepared: Prepared, forward: float) -> int:
+    """As many as were planned, where there is still time for them."""
+    counts, size = _counts(prepared.dataset), prepared.model.num_features
+    takes_s = bank_s(num_images, size, len(prepared.dataset.classes), rule.folds)
+    spare_s = work.clock.left_s - ending_s(counts, forward, bundle_s=0.0, judged=False)
+    return rule.folds if takes_s <= spare_s else 0
+
+
+def _tunes(work: Work, shared: Shared, plan: Plan, forward: float) -> bool:
+    """Whether fine-tuning fits after the head."""
+    counts, px = counts_of(shared), plan.pixels.image_px
+    bundle_s = work.bundle_s
+    return tuning_rule(work.clock.left_s, counts, forward, px, bundle_s=bundle_s) is not None
+
+
+def _kept(work: Work, config: Config, prepared: Prepared, head: Head) -> tuple[float, float]:
+    """The head as the run of a trial, with what it says of the held-out images; accuracy and log
+    loss there."""
+    dataset = prepared.dataset
+    ids = dataset.indices("validation")
+    assert head.held_out is not None
+    predictions = Predictions(ids, dataset.labels[ids], head.held_out.numpy())
+    evaluation = evaluate(
+        predictions,
+        dataset.classes,
+        n_expected=dataset.num_expected("validation"),
+        split="validation",
+        metrics=[load(name) for name in config.evaluate.metrics],
+    )
+    accuracy, log_loss = evaluation.accuracy, evaluation.log_loss
+    texts = decisions(work.data, config, prepared)
+    best = Best(0, accuracy, log_loss, accuracy)
+    run = work.kept_model(HEAD, texts, prepared.plan, prepared.model, best)
+    with run.lock():
+        run.write_predictions(
+            "validation",
+            {
+                "ids": predictions.ids,
+                "labels": predictions.labels,
+                "probabilities": predictions.probabilities,
+            },
+        )
+        run.write_evaluation("validation", evaluation.model_dump_json(indent=1))
+        about = {"kind": "validation", "step": 0, "epoch": 0.0}
+        run.metrics.append({**about, "accuracy": accuracy, "log_loss": log_loss})
+    return accuracy, log_loss
+
+
+# ---- Fine-tuning ---------------------------------------------------------------------------------
+
+
+def _tuning(work: Work, shared: Shared, base: Mapping[str, Any], forward: float) -> Trial | None:
+    """The fine-tuning that fits, as a trial, or None."""
+    known = work.trial(TUNED)
+    if known is not None:
+        return None if known.is_over else known
+    first = work.trial(HEAD)
+    assert first is not None
+    if first.parameters.get("refitted"):
+        return None
+    px = _plan_of(work.study.trial_run(HEAD)).pixels.image_px
+    counts = counts_of(shared)
+    found = tuning_rule(work.clock.left_s, counts, forward, px, bundle_s=work.bundle_s)
+    if found is None:
+        work.doing("no fine-tuning", "what is left of the time is too short for it to pay")
+        return None
+    settings = {
+        **first.settings,
+        **base,
+        "train.head": "first",
+        "train.epochs": round(found.epochs, 3),
+        "train.image_px": found.image_px,
+    }
+    if work.config.train.schedule is None:
+        settings["train.schedule"] = "linear"
+    work.doing("fine-tuning from that head", found.reason)
+    return Trial(number=TUNED, settings=settings, origin="fine-tuning", reason=found.reason)
+
+
+def _averages(work: Work, shared: Shared, forward: float) -> None:
+    """Judge the fine-tuning as the head was, and average the two where there is time."""
+    tuned = work.trial(TUNED)
+    if tuned is None or tuned.last is None:
+        return
+    run = work.study.trial_run(TUNED)
+    if not run.evaluated_splits():
+        work.doing("comparing", "is the fine-tuning better than the head that it began with?")
+        tuned = work.judged(tuned, run, shared)
+    counts = counts_of(shared)
+    each_s = AVERAGE_S + judging_s(counts.validation, forward)
+    for number, share in enumerate(AVERAGED, start=TUNED + 1):
+        spare_s = work.clock.left_s - work.ending_s(counts, forward, judged=False)
+        if work.trial(number) is None and not work.stop and spare_s >= each_s:
+            _average(work, number, share, tuned, shared)
+
+
+def _average(work: Work, number: int, share: float, tuned: Trial, shared: Shared) -> None:
+    """A trial whose weights lie between those of the head and those of the fine-tuning (Wortsman et
+    al. 2022, both "soups" and WiSE-FT)."""
+    source = work.study.trial_run(TUNED)
+    plan = _plan_of(source)
+    first = build_model(plan, work.extensions.model)
+    load_best(work.study.trial_run(HEAD), first)
+    model = build_model(plan, work.extensions.model)
+    step = load_best(source, model)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(first.state_dict()[name], 1.0 - share)
+    texts = ("config", "plan", "facts", "environment", "audit")
+    kept = {name: source.text(name) for name in texts if source.has_text(name)}
+    run = work.kept_model(number, kept, plan, model, Best(step, 0.0, 0.0, 0.0))
+    trial = Trial(
+        number=number,
+        settings=tuned.settings,
+        status="finished",
+        origin=f"the fine-tuning, averaged with {1 - share:.0%} of its start",
+        reason="averages of weights are often better than both ends",
+        rungs=(Rung(step, 0.0, None, work.clock.spent_s),),
+    )
+    work.judged(trial, run, shared)
+
+
+def _plan_of(run: Run) -> Plan:
+    return Plan.from_json(run.text("plan"), origin=f"{run.path}: plan.json")
+
+
+def _counts(dataset: Dataset) -> Counts:
+    return Counts(
+        len(dataset.indices("train")),
+        len(dataset.indices("validation")),
+        len(dataset.indices("test")),
+    )
