@@ -34,7 +34,7 @@ def first_answer(left_s: float) -> Features | None:
         (120.0, False, 3, True),
         (65.0, True, 3, True),
         (45.0, False, 3, True),
-        (33.0, False, 0, True),
+        (34.5, False, 0, True),
         (25.0, False, 0, False),
     ],
 )
@@ -130,12 +130,13 @@ def test_an_export_is_forecast_by_the_size_of_the_network() -> None:
     ("left_s", "train", "validation", "kind", "number"),
     [
         (40.0, 1_258, 180, "one", 1),
-        (120.0, 1_258, 180, "several", 2),
+        (130.0, 1_258, 180, "several", 2),
         (400.0, 1_258, 180, "several", 4),
         (900.0, 1_258, 180, "search", 14),
         (900.0, 1_258, 20, "one", 1),
         # Of many images a longer training is worth more than several.
-        (900.0, 45_000, 5_000, "one", 1),
+        (400.0, 45_000, 5_000, "one", 1),
+        (600.0, 45_000, 5_000, "several", 2),
     ],
 )
 def test_time_for_many_trainings_is_for_a_search(

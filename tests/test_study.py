@@ -228,3 +228,29 @@ def test_results_lie_where_they_are_looked_for(tmp_path: Path) -> None:
     assert study.database_url == f"sqlite:///{study.path}/study.db"
     with pytest.raises(UsageError, match="not a run"):
         study.trial_run(1)
+
+
+@given(times=some.lists(some.floats(0.0, 1e7), min_size=1, max_size=4))
+@settings(max_examples=20)
+def test_how_long_was_worked_in_it_is_known_as_of_the_last_time(
+    times: list[float], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    study = made(tmp_path_factory.mktemp("studies") / "s")
+    assert study.spent_s() == 0.0
+    for seconds in times:
+        study.keep_spent(seconds)
+    assert Study.open(study.path).spent_s() == pytest.approx(times[-1], abs=1e-3)
+
+
+def test_a_time_that_cannot_be_read_counts_as_none(tmp_path: Path) -> None:
+    study = made(tmp_path / "s")
+    (study.path / "spent_s").write_bytes(b"\xff")
+    assert study.spent_s() == 0.0
+
+
+def test_the_best_settings_can_say_what_settings_cannot(tmp_path: Path) -> None:
+    study = made(tmp_path / "s")
+    with study.lock():
+        study.write_best(CONFIG, about=["what a training cannot repeat"])
+    assert study.best_path.read_text().startswith("# what a training cannot repeat\n")
+    assert vidi.config.read(study.best_path) == CONFIG

@@ -23,6 +23,7 @@ from vidi.run import Run
 from vidi.study import Study
 from vidi.train import Progress
 from vidi.train.features import Extractor
+from vidi.tune import scratch
 from vidi.tune.fitting import Doing
 
 SCRATCH: dict[str, object] = {
@@ -213,7 +214,7 @@ MANY: dict[str, object] = {**SCRATCH, "data.validation_fraction": 0.25}
 def test_of_several_trainings_the_best_is_kept_and_compared_with_the_default(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vidi.tune.scratch.trainings_rule", decided_as("several", 2))
+    monkeypatch.setattr(scratch, "trainings_rule", decided_as("several", 2))
     study = fit(many, tmp_path / "fit", MANY, minutes=1.0)
     first, second = study.trials()
     assert (first.status, second.status) == ("finished", "finished")
@@ -231,7 +232,7 @@ def test_of_several_trainings_the_best_is_kept_and_compared_with_the_default(
 def test_a_search_brings_the_default_to_its_end_and_ctrl_c_ends_it_with_the_best(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vidi.tune.scratch.trainings_rule", decided_as("search", 20))
+    monkeypatch.setattr(scratch, "trainings_rule", decided_as("search", 20))
 
     def stop(what: object) -> None:
         if isinstance(what, str) and what.startswith("trial 3 "):
@@ -251,7 +252,7 @@ def test_a_search_brings_the_default_to_its_end_and_ctrl_c_ends_it_with_the_best
 def test_a_search_trains_its_best_settings_for_longer_within_the_time(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vidi.tune.scratch.trainings_rule", decided_as("search", 20))
+    monkeypatch.setattr(scratch, "trainings_rule", decided_as("search", 20))
     study = fit(many, tmp_path / "fit", MANY, minutes=0.6)
     *searched, last = study.trials()
     assert last.origin.endswith("for longer")

@@ -61,7 +61,7 @@ def finish(work: Work, shared: Shared) -> None:
     work.check()
     best = work.best()
     if best is None:
-        raise _nothing(work)
+        raise work.interrupted() if work.stop else _nothing(work)
     work.doing("judging the answer", "once, on images that nothing was chosen by")
     run = _published(work, best, shared)
     _warn_of_chance(work, best, shared)
