@@ -85,8 +85,10 @@ def row(given: argparse.Namespace, minutes: float) -> None:
             told = results["fit"][-1].told
             print(chosen_by(told), flush=True)
             if given.against_train:
-                (found,) = vidi.compare(results["train"][-1].told["run"], told["run"], split="test")
-                print(f"  fit against train: {found.sentence}", flush=True)
+                (comparison,) = vidi.compare(
+                    results["train"][-1].told["run"], told["run"], split="test"
+                )
+                print(f"  fit against train: {comparison.sentence}", flush=True)
     for command, found in results.items():
         accuracy = statistics.median(result.accuracy for result in found)
         seconds = statistics.median(result.seconds for result in found)

@@ -298,10 +298,11 @@ def fit(
     An answer is there early and only gets better. Ctrl-C ends it with the best so far; a kill costs
     little, the same command goes on.
     """
-    from vidi.signals import watched
+    from vidi.signals import nothing_yet, watched
 
     # From here to the last line: a signal is obeyed where that can be done well.
-    with watched():
+    with watched() as stop:
+        stop.said = nothing_yet
         from vidi import fit as run_fit
         from vidi.show import display
 

@@ -26,6 +26,12 @@ def saving_first(number: int) -> str:
     return "stopping: saving first (again: stop at once)"
 
 
+def nothing_yet(number: int) -> str:
+    """What is said by whoever has nothing to save."""
+    del number
+    return "stopping: nothing has begun yet (again: stop at once)"
+
+
 class Stop:
     """Which signal asked to stop, if any did.
 
