@@ -208,7 +208,7 @@ def decided_as(kind: str, number: int) -> Any:
     return lambda *_: Trainings(kind, number, "as the test asks")  # type: ignore[arg-type]
 
 
-MANY: dict[str, object] = {**SCRATCH, "data.validation_fraction": 0.25}
+MANY: dict[str, object] = {**SCRATCH, "train.batch_size": 128, "data.validation_fraction": 0.25}
 
 
 def test_of_several_trainings_the_best_is_kept_and_compared_with_the_default(

@@ -143,8 +143,7 @@ def _portfolio(work: Work, shared: Shared) -> list[tuple[dict[str, Any], str]]:
     seeds = [{"train.seed": work.config.train.seed + number} for number in (1, 2)]
     often = [(one, "a start that often does well") for one in starts]
     other = [(dict(one), "the default with other random numbers") for one in seeds]
-    mixed = [pair for both in zip(other, often, strict=False) for pair in both]
-    return [({}, DEFAULT), *mixed, *other[len(often) :]]
+    return [({}, DEFAULT), other[0], *often[:1], *other[1:], *often[1:]]
 
 
 # ---- A search ------------------------------------------------------------------------------------
