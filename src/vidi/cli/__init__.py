@@ -1,0 +1,65 @@
+"""The commands: parse, one call, print. Everything they do is there in Python under the same words.
+
+Torch is imported only by the commands that need it, so that `vidi --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Final, NoReturn
+
+import typer
+
+from vidi.cli import data, judging, learning, shipping
+from vidi.cli.options import app
+from vidi.cli.printing import print_json, printable
+from vidi.errors import Interrupted, VidiError
+
+__all__ = ["app", "main"]
+
+# In the order of the help.
+COMMANDS: Final = (
+    *(learning.train, learning.fit, learning.tune, learning.plan, data.augment, data.audit),
+    *(learning.ablate, judging.evaluate, judging.compare, judging.suspects, shipping.predict),
+    *(shipping.export, shipping.serve, judging.report, judging.show, data.models, data.cache),
+    *(judging.tensorboard, data.doctor),
+)
+for command in COMMANDS:
+    app.command()(command)
+
+
+@contextlib.contextmanager
+def _errors_explained() -> Iterator[None]:
+    """Our errors in words and with their exit code; all else is a bug, with its traceback."""
+    try:
+        yield
+    except Interrupted as error:
+        _fail(str(error), error.status, error)
+    except VidiError as error:
+        _fail(str(error), error.exit_code, error)
+    except KeyboardInterrupt:
+        _fail("stopped before training began; nothing was lost", 130)
+    except BrokenPipeError:
+        # The reader has gone (`| head`). Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(message: str, status: int, error: VidiError | None = None) -> NoReturn:
+    """On standard error in words; where JSON was asked for, on standard output as JSON too."""
+    if error is not None and "--json" in sys.argv[1:]:
+        about = {"error": error.message, "fix": error.fix, "kind": type(error).__name__}
+        # One line: of a command that prints one object a line it is the last.
+        print_json({**about, "exit_code": status}, indent=None)
+    lines = [printable(line) for line in message.splitlines()]
+    typer.echo("vidi: " + "\n".join(lines), err=True)
+    sys.exit(status)
+
+
+def main() -> None:
+    """The entry point of the `vidi` command."""
+    with _errors_explained():
+        app()

@@ -1,0 +1,48 @@
+"""What several commands print."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vidi.metrics import Evaluation
+
+
+def read_evaluation(text: str) -> Evaluation:
+    from vidi.metrics import Evaluation
+
+    return Evaluation.model_validate_json(text)
+
+
+def print_evaluation(evaluation: Evaluation, how: str = "") -> None:
+    low, high = evaluation.accuracy_interval
+    split = {"test": "test", "validation": "validation (used to choose the weights: optimistic)"}
+    name = split.get(evaluation.split, evaluation.split)
+    typer.echo(
+        f"{how}{name} accuracy {evaluation.accuracy:.2%} "
+        f"(95 % interval {low:.2%} to {high:.2%}, {evaluation.n_evaluated:,} images)"
+    )
+    if evaluation.n_evaluated != evaluation.n_expected:
+        missing = evaluation.n_expected - evaluation.n_evaluated
+        typer.echo(f"{missing:,} images of that split could not be read and are not counted")
+    if evaluation.n_leaked:
+        beside = evaluation.without_leaked
+        text = f"{evaluation.n_leaked:,} of those images can also be seen in training"
+        if beside is not None:
+            low, high = beside.accuracy_interval
+            text += f"; without them {beside.accuracy:.2%} ({low:.2%} to {high:.2%})"
+        typer.echo(text)
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    typer.echo(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
+
+
+def printable(text: str) -> str:
+    """Names come from the user's disk: control characters would drive the terminal."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
