@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("VIDI_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def no_more_threads() -> Callable[[], None]:
+    """Asserts that there are as many threads as when the test began; those that end by themselves
+    a moment after whoever they worked for are waited for."""
+    before = threading.active_count()
+
+    def check() -> None:
+        ends_at = time.monotonic() + 30
+        while threading.active_count() > before and time.monotonic() < ends_at:
+            time.sleep(0.01)
+        assert threading.active_count() <= before
+
+    return check
 
 
 def encode(colour: tuple[int, int, int], seed: int, kind: str, side: int = 20) -> bytes:

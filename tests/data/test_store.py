@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -239,17 +238,19 @@ def slow_decoding(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 
 def test_an_interrupt_ends_the_build_at_once(
-    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_more_threads: Callable[[], None],
 ) -> None:
     def interrupt(_done: int, _of: int) -> None:
         raise KeyboardInterrupt
 
     slow_decoding(monkeypatch, 0.1)
-    before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         open_store(open_dataset(root), CONTRACT, progress=interrupt)
     assert list((cache / "stores").iterdir()) == []
-    assert threading.active_count() <= before
+    no_more_threads()
 
 
 def test_two_processes_may_build_the_same_store(root: Path, cache: Path) -> None:
