@@ -12,6 +12,7 @@ from vidi.plan.budget import (
     ending_s,
     export_s,
     features_rule,
+    last_stages_rule,
     needed_s,
     smaller_px,
     trainings_rule,
@@ -61,6 +62,26 @@ def test_fine_tuning_begins_where_it_has_time_to_pay(left_s: float, image_px: in
     assert (found and found.image_px) == image_px
 
 
+@pytest.mark.parametrize(
+    ("left_s", "kept_bytes", "flipped", "epochs"),
+    [
+        (40.0, 1, None, None),
+        (80.0, 1, False, 1.2),
+        (130.0, 1, True, 2.2),
+        (600.0, 1, True, 8.0),
+        # Mirror images as well would not fit into memory; or not even one view of each image.
+        (600.0, 600 << 20, False, 8.0),
+        (600.0, 1100 << 20, None, None),
+    ],
+)
+def test_the_last_stages_are_trained_where_time_and_memory_allow(
+    left_s: float, kept_bytes: int, flipped: bool | None, epochs: float | None
+) -> None:
+    found = last_stages_rule(left_s, CLOTHING, 150.0, bundle_s=16.0, kept_bytes=kept_bytes)
+    assert (found and found.flipped) == flipped
+    assert (found and round(found.epochs, 1)) == epochs
+
+
 @given(
     left_s=st.floats(1.0, 1e5),
     train=st.integers(20, 10**6),
@@ -76,6 +97,9 @@ def test_nothing_is_planned_that_cannot_finish(
     if tuning is not None:
         assert tuning.seconds + ending_s(counts, forward, bundle_s=16.0) <= left_s
         assert 0 < tuning.image_px <= max(32, image_px)
+    partly = last_stages_rule(left_s, counts, forward, bundle_s=16.0, kept_bytes=1)
+    if partly is not None:
+        assert partly.seconds + ending_s(counts, forward, bundle_s=16.0) <= left_s
     first = features_rule(left_s, counts, forward, 1280, 10, image_px=image_px, bundle_s=16.0)
     if first is not None:
         assert first.seconds <= left_s

@@ -77,19 +77,28 @@ def tuned(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def test_a_pretrained_network_gives_a_head_first_and_is_then_fine_tuned(tuned: Study) -> None:
-    first, second, *averages = tuned.trials()
+    first, last_stages, second, *averages = tuned.trials()
     assert (first.status, second.status) == ("finished", "finished")
+    assert "stage6, stage7, features, head" in last_stages.reason
+    assert last_stages.last is not None
+    assert last_stages.last.accuracy > 0.9
     assert "cross-validation" in first.reason or "held-out" in first.reason
     assert "epochs" in second.reason
     assert first.last is not None
     assert first.last.accuracy > 0.9
     steps = noted(tuned)
-    assert steps.index("a head on kept features") < steps.index("fine-tuning from that head")
+    expected = (
+        "a head on kept features",
+        "training the last stages from that head",
+        "fine-tuning all layers from there",
+    )
+    places = [steps.index(each) for each in expected]
+    assert places == sorted(places)
     assert len(averages) == 2
     assert all(each.last and each.last.accuracy > 0.9 for each in averages)
 
 
-def test_an_average_lies_between_the_head_and_the_fine_tuning(tuned: Study) -> None:
+def test_an_average_lies_between_the_fine_tuning_and_its_start(tuned: Study) -> None:
     def weight(number: int) -> Any:
         checkpoint, _ = tuned.trial_run(number).newest_checkpoint()
         assert checkpoint is not None
@@ -97,9 +106,10 @@ def test_an_average_lies_between_the_head_and_the_fine_tuning(tuned: Study) -> N
             "network.classifier.1.weight"
         ]
 
-    between = 0.3 * weight(1) + 0.7 * weight(2)
-    torch.testing.assert_close(weight(3), between)
-    assert not torch.equal(weight(1), weight(2))
+    start = tuned.trials()[2].parameters["start"]
+    between = 0.3 * weight(start) + 0.7 * weight(3)
+    torch.testing.assert_close(weight(4), between)
+    assert not torch.equal(weight(start), weight(3))
 
 
 def test_the_answer_alone_is_judged_by_the_test_images_and_once(tuned: Study) -> None:
@@ -270,7 +280,7 @@ def test_ctrl_c_ends_with_the_best_so_far(
     study = fit(photos, tmp_path / "fit", SMALL, show=stop)
     assert "the best so far is judged" in capfd.readouterr().err
     assert Run.open(study.final_path).evaluated_splits() == ("test", "validation")
-    assert study.trials()[1].reason == "stopped by a signal"
+    assert study.trials()[2].reason == "stopped by a signal"
     assert any(event["event"] == "ended" for event in study.events.read())
 
 

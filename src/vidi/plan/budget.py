@@ -44,6 +44,16 @@ class Features(NamedTuple):
     reason: str
 
 
+class Partly(NamedTuple):
+    """A training of the last stages on what the earlier ones say, that fits into the time."""
+
+    flipped: bool
+    epochs: float
+    # All of it, with what the earlier stages say.
+    seconds: float
+    reason: str
+
+
 class Tuning(NamedTuple):
     """A fine-tuning that fits into the time."""
 
@@ -222,12 +232,52 @@ SHARES: Final = (6 / 7, 5 / 7)
 PX_STEP: Final = 32
 
 
+# An image through the last stages, forward, backward and update, takes so many times a forward pass
+# of the whole network (EfficientNet-Lite0 at 224 px, its last two stages).
+LAST_STAGES_COST: Final = 1.25
+LAST_STAGES_FEWEST: Final = 1.0
+LAST_STAGES_MOST: Final = 8.0
+
+
+def last_stages_rule(
+    left_s: float, counts: Counts, forward: float, *, bundle_s: float, kept_bytes: int
+) -> Partly | None:
+    """The training of the last stages that fits into what is left after the first answer.
+
+    kept_bytes: what one view of each image takes in memory. None where the time is too short, or
+    the memory.
+    """
+    ended_s = ending_s(counts, forward, bundle_s=bundle_s)
+    for flipped in (True, False):
+        views = 1 + flipped
+        kept_s = views * counts.train / forward
+        spare_s = PLANNED_SHARE * (left_s - ended_s) - kept_s
+        epoch_s = LAST_STAGES_COST * counts.train / forward
+        epochs = min(spare_s / epoch_s, LAST_STAGES_MOST)
+        if epochs >= LAST_STAGES_FEWEST * views and views * kept_bytes <= MOST_KEPT_BYTES:
+            seconds = kept_s + epochs * epoch_s
+            seen = "images and their mirror images" if flipped else "images"
+            reason = f"{epochs:.1f} looks at all {seen} fit into {seconds:.0f} s"
+            return Partly(flipped, epochs, seconds, reason)
+    return None
+
+
+# What earlier stages say of all images is kept in memory while it is no more than this.
+MOST_KEPT_BYTES: Final = 1 << 30
+
+
 def tuning_rule(
-    left_s: float, counts: Counts, forward: float, image_px: int, *, bundle_s: float
+    left_s: float,
+    counts: Counts,
+    forward: float,
+    image_px: int,
+    *,
+    bundle_s: float,
+    fewest: float = FEWEST_EPOCHS,
 ) -> Tuning | None:
     """The fine-tuning that fits into what is left after the first answer.
 
-    None where the time is too short for it to be worth it.
+    fewest: epochs; None where the time is too short for that many.
     """
     spare_s = PLANNED_SHARE * (left_s - ending_s(counts, forward, bundle_s=bundle_s))
     found = None
@@ -235,8 +285,8 @@ def tuning_rule(
         px = max(PX_STEP, round(share * image_px / PX_STEP) * PX_STEP)
         rate = forward * (image_px / px) ** 2 / UPDATE_COST
         epochs = spare_s * rate / counts.train
-        fewest = FEWEST_EPOCHS if px == PX_STEP or share == SHARES[-1] else ENOUGH_EPOCHS
-        if epochs >= fewest:
+        last = px == PX_STEP or share == SHARES[-1]
+        if epochs >= (fewest if last else ENOUGH_EPOCHS):
             epochs = min(epochs, MOST_EPOCHS)
             takes_s = epochs * counts.train / rate
             found = Tuning(

@@ -106,6 +106,8 @@ def recipe(work: Work, best: Trial) -> tuple[Config, tuple[str, ...]]:
         settings["train.label_smoothing"] = known["label_smoothing"]
         if known["refitted"]:
             about.append("The answer of the fit learnt from the validation images as well.")
+        if "last stages" in best.origin:
+            about.append("The last stages were trained further by the fit, on top of this.")
         if known["num_train"] < plan.num_train:
             about.append(
                 f"The answer of the fit learnt from {known['num_train']:,} of {plan.num_train:,} "
@@ -116,6 +118,8 @@ def recipe(work: Work, best: Trial) -> tuple[Config, tuple[str, ...]]:
         head = work.trial(1)
         if plan.head == "first" and head is not None and "penalty" in head.parameters:
             settings["train.head_penalty"] = head.parameters["penalty"]
+        if best.parameters.get("start", 1) != 1:
+            about.append("It began with last stages that the fit had trained before.")
         if "averaged" in best.origin:
             about.append("The averaging is the fit's, and comes on top of this training.")
     return work.config.with_settings(settings), tuple(about)

@@ -14,16 +14,21 @@ from vidi.config import Config, load
 from vidi.data import Dataset, Indices, cache_folder
 from vidi.errors import UsageError
 from vidi.metrics import Predictions, evaluate
-from vidi.model import set_head
+from vidi.model import Classifier, set_head
 from vidi.plan import Plan, choose_model
 from vidi.plan.budget import (
+    ENOUGH_EPOCHS,
     FEWEST_A_CLASS,
+    FEWEST_EPOCHS,
     Counts,
     Features,
+    Partly,
+    Tuning,
     bank_s,
     ending_s,
     features_rule,
     judging_s,
+    last_stages_rule,
     needed_s,
     smaller_px,
     tuning_rule,
@@ -35,6 +40,7 @@ from vidi.study import Rung, Trial
 from vidi.train.bank import Head, candidates_of, choose_head
 from vidi.train.features import Extractor
 from vidi.train.head import flips
+from vidi.train.last_stages import LastStages, last_stages, train_last_stages
 from vidi.train.prepare import Prepared
 from vidi.train.state import Best
 from vidi.train.training import decisions
@@ -51,7 +57,8 @@ FIRST_OF_A_CLASS: Final = 5
 
 # The numbers of the trials.
 HEAD: Final = 1
-TUNED: Final = 2
+LAST_STAGES: Final = 2
+TUNED: Final = 3
 
 
 def fit_pretrained(work: Work, shared: Shared) -> None:
@@ -64,9 +71,7 @@ def fit_pretrained(work: Work, shared: Shared) -> None:
     if work.stop:
         return
     publish_early(work, HEAD)
-    tuning = _tuning(work, shared, base, forward)
-    if tuning is not None:
-        work.train(shared, tuning, forward=forward, start_from=HEAD)
+    _after_the_head(work, shared, base, forward)
     _averages(work, shared, forward)
 
 
@@ -104,7 +109,7 @@ def _head(work: Work, shared: Shared, base: Mapping[str, Any]) -> float:
     ids, values, num_train, forward = _features(work, ready)
     folds = _folds(work, rule, len(ids), prepared, forward)
     # The answer may learn from all images; what fine-tuning is compared with may not.
-    refitted = folds > 0 and not _tunes(work, shared, plan, forward)
+    refitted = folds > 0 and not _goes_on(work, shared, plan, prepared.model, forward)
     candidates = candidates_of(
         plan.label_smoothing, num_train, penalty=work.config.train.head_penalty
     )
@@ -259,11 +264,34 @@ def _folds(work: Work, rule: Features, num_images: int, prepared: Prepared, forw
     return rule.folds if takes_s <= spare_s else 0
 
 
-def _tunes(work: Work, shared: Shared, plan: Plan, forward: float) -> bool:
-    """Whether fine-tuning fits after the head."""
-    counts, px = counts_of(shared), plan.pixels.image_px
-    bundle_s = work.bundle_s
-    return tuning_rule(work.clock.left_s, counts, forward, px, bundle_s=bundle_s) is not None
+def _goes_on(
+    work: Work, shared: Shared, plan: Plan, classifier: Classifier, forward: float
+) -> bool:
+    """Whether anything fits after the head."""
+    return (
+        _partly(work, shared, plan, classifier, forward) is not None
+        or _tuning(work, shared, plan, forward, fewest=FEWEST_EPOCHS) is not None
+    )
+
+
+def _partly(
+    work: Work, shared: Shared, plan: Plan, classifier: Classifier, forward: float
+) -> tuple[Partly, LastStages] | None:
+    which = last_stages(classifier)
+    if which is None:
+        return None
+    counts = counts_of(shared)
+    kept = which.kept_bytes(counts.train, plan)
+    left_s, bundle_s = work.clock.left_s, work.bundle_s
+    found = last_stages_rule(left_s, counts, forward, bundle_s=bundle_s, kept_bytes=kept)
+    return None if found is None else (found, which)
+
+
+def _tuning(
+    work: Work, shared: Shared, plan: Plan, forward: float, *, fewest: float
+) -> Tuning | None:
+    px, left_s, bundle_s = plan.pixels.image_px, work.clock.left_s, work.bundle_s
+    return tuning_rule(left_s, counts_of(shared), forward, px, bundle_s=bundle_s, fewest=fewest)
 
 
 def _kept(work: Work, config: Config, prepared: Prepared, head: Head) -> tuple[float, float]:
@@ -302,21 +330,37 @@ def _kept(work: Work, config: Config, prepared: Prepared, head: Head) -> tuple[f
 # ---- Fine-tuning ---------------------------------------------------------------------------------
 
 
-def _tuning(work: Work, shared: Shared, base: Mapping[str, Any], forward: float) -> Trial | None:
-    """The fine-tuning that fits, as a trial, or None."""
-    known = work.trial(TUNED)
-    if known is not None:
-        return None if known.is_over else known
+def _after_the_head(work: Work, shared: Shared, base: Mapping[str, Any], forward: float) -> None:
+    """The last stages first, which cost little; then all layers from there, if there is time."""
     first = work.trial(HEAD)
     assert first is not None
     if first.parameters.get("refitted"):
-        return None
-    px = _plan_of(work.study.trial_run(HEAD)).pixels.image_px
-    counts = counts_of(shared)
-    found = tuning_rule(work.clock.left_s, counts, forward, px, bundle_s=work.bundle_s)
-    if found is None:
-        work.doing("no fine-tuning", "what is left of the time is too short for it to pay")
-        return None
+        return
+    run = work.study.trial_run(HEAD)
+    plan = _plan_of(run)
+    if work.trial(TUNED) is None and work.trial(LAST_STAGES) is None:
+        classifier = build_model(plan, work.extensions.model)
+        load_best(run, classifier)
+        if (partly := _partly(work, shared, plan, classifier, forward)) is not None:
+            work.doing("training the last stages from that head", partly[0].reason)
+            _last_stages(work, shared, first, classifier, *partly)
+    known = work.trial(TUNED)
+    if work.stop or (known is not None and known.is_over):
+        return
+    if known is None:
+        last = work.trial(LAST_STAGES)
+        fewest = FEWEST_EPOCHS if last is None else ENOUGH_EPOCHS
+        found = _tuning(work, shared, plan, forward, fewest=fewest)
+        if found is None:
+            work.doing("no fine-tuning", "what is left of the time is too short for it to pay")
+            return
+        known = _as_trial(work, first, base, found)
+        work.doing("fine-tuning all layers from there", found.reason)
+    start = int(known.parameters["start"])
+    work.train(shared, known, forward=forward, start_from=start)
+
+
+def _as_trial(work: Work, first: Trial, base: Mapping[str, Any], found: Tuning) -> Trial:
     settings = {
         **first.settings,
         **base,
@@ -326,18 +370,78 @@ def _tuning(work: Work, shared: Shared, base: Mapping[str, Any], forward: float)
     }
     if work.config.train.schedule is None:
         settings["train.schedule"] = "linear"
-    work.doing("fine-tuning from that head", found.reason)
-    return Trial(number=TUNED, settings=settings, origin="fine-tuning", reason=found.reason)
+    best = work.best()
+    assert best is not None
+    return Trial(
+        number=TUNED,
+        settings=settings,
+        origin="fine-tuning",
+        reason=found.reason,
+        parameters={"start": best.number},
+    )
+
+
+def _last_stages(
+    work: Work,
+    shared: Shared,
+    first: Trial,
+    classifier: Classifier,
+    partly: Partly,
+    which: LastStages,
+) -> None:
+    """A trial whose last stages were trained on what the earlier ones say of the images."""
+    source = work.study.trial_run(HEAD)
+    plan, forward = _plan_of(source), float(first.parameters["forward"])
+    looked = shared.looked(work.config.with_settings(first.settings))
+    dataset = looked.dataset
+    learnt = train_last_stages(
+        plan,
+        classifier,
+        looked.store,
+        dataset.labels,
+        dataset.indices("train"),
+        which,
+        flipped=partly.flipped and flips(plan),
+        most_epochs=partly.epochs,
+        ends_at=work.clock.ends_at - work.ending_s(counts_of(shared), forward),
+        stop=lambda: bool(work.stop),
+    )
+    work.check()
+    if learnt is None:
+        return
+    names = ", ".join(name for name, _ in classifier.stages[which.first :])
+    texts = _texts_of(source)
+    run = work.kept_model(
+        LAST_STAGES, texts, plan, classifier.cpu(), Best(learnt.steps, 0.0, 0.0, 0.0)
+    )
+    trial = Trial(
+        number=LAST_STAGES,
+        settings=first.settings,
+        status="finished",
+        origin="the last stages, trained further",
+        reason=f"{learnt.epochs:.1f} looks at every image, {learnt.steps:,} updates of {names}",
+        rungs=(Rung(learnt.steps, 0.0, None, work.clock.spent_s),),
+        parameters={**first.parameters, "num_train": len(dataset.indices("train"))},
+    )
+    trial = work.judged(trial, run, shared)
+    assert trial.last is not None
+    work.tell(f"the last stages, trained further: {trial.last.accuracy:.1%}; {trial.reason}")
+
+
+def _texts_of(run: Run) -> dict[str, str]:
+    """What a run says of how it came to be."""
+    names = ("config", "plan", "facts", "environment", "audit")
+    return {name: run.text(name) for name in names if run.has_text(name)}
 
 
 def _averages(work: Work, shared: Shared, forward: float) -> None:
-    """Judge the fine-tuning as the head was, and average the two where there is time."""
+    """Judge the fine-tuning as its start was, and average the two where there is time."""
     tuned = work.trial(TUNED)
     if tuned is None or tuned.last is None:
         return
     run = work.study.trial_run(TUNED)
     if not run.evaluated_splits():
-        work.doing("comparing", "is the fine-tuning better than the head that it began with?")
+        work.doing("comparing", "is the fine-tuning better than what it began with?")
         tuned = work.judged(tuned, run, shared)
     counts = counts_of(shared)
     each_s = AVERAGE_S + judging_s(counts.validation, forward)
@@ -348,28 +452,27 @@ def _averages(work: Work, shared: Shared, forward: float) -> None:
 
 
 def _average(work: Work, number: int, share: float, tuned: Trial, shared: Shared) -> None:
-    """A trial whose weights lie between those of the head and those of the fine-tuning (Wortsman et
-    al. 2022, both "soups" and WiSE-FT)."""
+    """A trial whose weights lie between those of the fine-tuning and of its start (Wortsman et al.
+    2022, both "soups" and WiSE-FT)."""
     source = work.study.trial_run(TUNED)
     plan = _plan_of(source)
     first = build_model(plan, work.extensions.model)
-    load_best(work.study.trial_run(HEAD), first)
+    load_best(work.study.trial_run(int(tuned.parameters["start"])), first)
     model = build_model(plan, work.extensions.model)
     step = load_best(source, model)
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.is_floating_point():
                 value.lerp_(first.state_dict()[name], 1.0 - share)
-    texts = ("config", "plan", "facts", "environment", "audit")
-    kept = {name: source.text(name) for name in texts if source.has_text(name)}
-    run = work.kept_model(number, kept, plan, model, Best(step, 0.0, 0.0, 0.0))
+    run = work.kept_model(number, _texts_of(source), plan, model, Best(step, 0.0, 0.0, 0.0))
     trial = Trial(
         number=number,
         settings=tuned.settings,
         status="finished",
-        origin=f"the fine-tuning, averaged with {1 - share:.0%} of its start",
+        origin=f"{tuned.origin}, averaged with {1 - share:.0%} of its start",
         reason="averages of weights are often better than both ends",
         rungs=(Rung(step, 0.0, None, work.clock.spent_s),),
+        parameters=tuned.parameters,
     )
     work.judged(trial, run, shared)
 
