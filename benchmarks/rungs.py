@@ -206,7 +206,8 @@ def _start_s(asked: argparse.Namespace) -> float:
             advance(
                 Path(folder) / str(number),
                 shared,
-                config.with_settings({"train.seed": number}),
+                # As in a search: other settings, the same seed.
+                config.with_settings({"train.learning_rate": 0.01 * (number + 1)}),
                 last_step=3,
                 tell=tell,
             )

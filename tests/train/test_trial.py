@@ -179,3 +179,14 @@ def test_what_was_counted_for_another_trial_is_what_would_be_counted(
     counted = shared.prepared(small).facts.model
     assert counted is not None
     assert counted != kept
+
+
+def test_weights_that_were_drawn_before_are_those_that_would_be_drawn(
+    tmp_path: Path, shared: Shared
+) -> None:
+    other = CONFIG.with_settings({"train.label_smoothing": 0.2, "train.epochs": 1})
+    advance(tmp_path / "first", shared, CONFIG, rungs=RUNGS, last_step=7)
+    advance(tmp_path / "second", shared, other)
+    with Shared("digits", CONFIG) as another_process:
+        advance(tmp_path / "alone", another_process, other)
+    assert digest(tmp_path / "second") == digest(tmp_path / "alone")

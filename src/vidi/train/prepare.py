@@ -41,7 +41,7 @@ from vidi.memory import Limit
 from vidi.model import Classifier
 from vidi.own_data import Say, decoded, has_gaps
 from vidi.plan import Plan, choose_model, make
-from vidi.restore import build_model
+from vidi.restore import Initial, build_model
 from vidi.schedule import Plateau
 from vidi.step import StepSettings
 from vidi.train.loop import Job
@@ -109,14 +109,15 @@ def planned(
     *,
     say: Say,
     started_at: float,
+    initial: Initial | None = None,
 ) -> Prepared:
     """From what the pixels told to the plan and the built model: the second half of `prepare`.
 
-    What is known of the network already (`facts.model`) is not counted again.
+    What is known of the network already (`facts.model`, `initial`) is not counted or drawn again.
     """
     dataset, store, facts, second, found = looked
     probe.configure(second.execution)
-    classifier = build_model(second, own_model(second, config, extensions))
+    classifier = build_model(second, own_model(second, config, extensions), initial=initial)
     if facts.model is None:
         facts = facts.model_copy(update={"model": model.facts(classifier)})
     _check_sizes(second, classifier)

@@ -12,7 +12,7 @@ from vidi.errors import MismatchError
 from vidi.facts import Facts
 from vidi.own_data import Say, as_trained, config_of, decoded, has_gaps, plan_of, what_changed
 from vidi.plan import Plan, make
-from vidi.restore import build_model
+from vidi.restore import Initial, build_model
 from vidi.run import Checkpoint, Run
 from vidi.train.prepare import (
     Extensions,
@@ -96,6 +96,7 @@ def restored(
     notes: list[str],
     *,
     say: Say,
+    initial: Initial | None = None,
 ) -> Reopened:
     """The plan's model and state as the newest valid checkpoint has them, on data that are open.
 
@@ -109,7 +110,7 @@ def restored(
         plan = plan.model_copy(update={"num_train": len(dataset.indices("train"))})
 
     probe.configure(plan.execution)
-    classifier = build_model(plan, own_model(plan, config, extensions))
+    classifier = build_model(plan, own_model(plan, config, extensions), initial=initial)
     state = build_state(plan, classifier)
     checkpoint, damaged = run.newest_checkpoint()
     for line in damaged:

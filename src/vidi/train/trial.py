@@ -25,7 +25,7 @@ from vidi.image import PixelContract
 from vidi.own_data import Say, audit_of, decoded
 from vidi.plan import Plan, annealed, choose_model, make
 from vidi.report import write
-from vidi.restore import load_best
+from vidi.restore import Initial, load_best
 from vidi.run import Run
 from vidi.signals import watched
 from vidi.train.head import begun_job
@@ -120,6 +120,7 @@ class Shared:
         self._stores: dict[PixelContract, PixelStore] = {looked.plan.pixels: looked.store}
         # Counting a network's operations takes a third of the start of a trial.
         self._models: dict[tuple[str, str, PixelContract], ModelFacts] = {}
+        self.initial: Initial = {}
 
     def looked(self, config: Config) -> Looked:
         """The data as a trial sees them: its sizes and its model's pixel contract, our splits.
@@ -148,7 +149,14 @@ class Shared:
         shape = looked.plan.model.name, looked.plan.model.weights, looked.plan.pixels
         if known := self._models.get(shape):
             looked = looked._replace(facts=looked.facts.model_copy(update={"model": known}))
-        prepared = planned(looked, config, self.extensions, say=self._say, started_at=now)
+        prepared = planned(
+            looked,
+            config,
+            self.extensions,
+            say=self._say,
+            started_at=now,
+            initial=self.initial,
+        )
         counted = prepared.facts.model
         # A network of the user's may be another one with other settings.
         if counted is not None and prepared.plan.model.name in MODELS:
@@ -345,7 +353,7 @@ def reopened_trial(run: Run, shared: Shared, config: Config, say: Show) -> Reope
             fix="give a new --out, or the data that the search began with",
         )
     looked = Looked(shared.dataset, shared._store(config, plan), facts, plan, audit_of(run))
-    return restored(run, looked, config, shared.extensions, [], say=say)
+    return restored(run, looked, config, shared.extensions, [], say=say, initial=shared.initial)
 
 
 def _go(
