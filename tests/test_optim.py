@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vidi import optim
 from vidi.errors import MissingExtra, UsageError
 from vidi.optim import Average, Group
+from vidi.plan.optimizing import SCHEDULE_FREE
 
 NAMES = sorted(set(optim.OPTIMIZERS) - {"lbfgs"})
 
@@ -277,7 +278,7 @@ def test_every_optimizer_learns(name: str) -> None:
     assert loss.item() < 0.4
 
 
-@pytest.mark.parametrize("name", optim.SCHEDULE_FREE)
+@pytest.mark.parametrize("name", SCHEDULE_FREE)
 def test_a_schedule_free_average_is_the_package_s_and_training_does_not_notice(name: str) -> None:
     watched, alone = network(), network()
     average = Average(watched)

@@ -253,7 +253,7 @@ def build(
     elif callable(name) or ":" in name:
         network = _from_function(load(name) if isinstance(name, str) else name, asked, shown)
     else:
-        raise UsageError(f"there is no model '{name}'", fix=nearest(name, MODELS))
+        raise _unknown(name)
     classifier = Classifier(
         network, name=shown, mean=mean, std=std, image_px=image_px, num_classes=num_classes
     )
@@ -271,7 +271,11 @@ def check_name(name: str) -> None:
         UsageError, MissingExtra: as `build`.
     """
     if name not in MODELS and _timm_name(name) is None and ":" not in name:
-        raise UsageError(f"there is no model '{name}'", fix=nearest(name, MODELS))
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> UsageError:
+    return UsageError(f"there is no model '{name}'", fix=nearest(name, MODELS))
 
 
 def _check_request(

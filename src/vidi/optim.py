@@ -50,8 +50,6 @@ REFERENCE_LEARNING_RATE: Final[Mapping[str, float]] = {
     "sgd_schedule_free": 1.0,
     "adamw_schedule_free": 1e-3,
 }
-# These keep an average of their weights themselves, in the place of a falling learning rate.
-SCHEDULE_FREE: Final = ("sgd_schedule_free", "adamw_schedule_free")
 _REFERENCE_BATCH_SIZE = 256
 _REFERENCE_MOMENTUM = 0.9
 
@@ -167,9 +165,7 @@ def make(
     Raises:
         UsageError: an unknown name or setting, or a number that cannot be.
     """
-    build = OPTIMIZERS.get(name)
-    if build is None:
-        raise UsageError(f"there is no optimizer '{name}'", fix=nearest(name, OPTIMIZERS))
+    check_name(name)
     for what, value, low in (
         ("learning_rate", learning_rate, 0.0),
         ("weight_decay", weight_decay, 0.0),
@@ -183,10 +179,16 @@ def make(
     if not any(group.parameters for group in given):
         raise UsageError("the model has no parameters to train")
     shrink = weight_decay * REFERENCE_LEARNING_RATE[name] * batch_size / _REFERENCE_BATCH_SIZE
-    optimizer = build(_Asked(given, learning_rate, shrink, momentum, settings, fused))
+    optimizer = OPTIMIZERS[name](_Asked(given, learning_rate, shrink, momentum, settings, fused))
     for group in optimizer.param_groups:
         group["base_learning_rate"] = group["lr"]
     return optimizer
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError for an optimizer that does not exist."""
+    if name not in OPTIMIZERS:
+        raise UsageError(f"there is no optimizer '{name}'", fix=nearest(name, OPTIMIZERS))
 
 
 # `make` has an argument of that name.

@@ -763,6 +763,11 @@ class BackgroundSaver:
 # ---- Names ---------------------------------------------------------------------------------------
 
 
+def data_name(data: str | Path) -> str:
+    """What runs and studies on these data are called: the folder, however given, or the name."""
+    return Path(data).resolve().name if Path(data).exists() else str(data)
+
+
 def default_run_path(root: Path | str, dataset_name: str, now: datetime) -> Path:
     """`root/2026-11-22_flowers_a1b2`: a path that does not exist, safe for any name and system."""
     plain = unicodedata.normalize("NFKD", dataset_name).encode("ascii", "ignore").decode("ascii")

@@ -70,10 +70,15 @@ def make(
     return warmed_up
 
 
-def _shape(name: str, final_fraction: float | None, settings: Mapping[str, Any]) -> Schedule:
-    function = SCHEDULES.get(name)
-    if function is None:
+def check_name(name: str) -> None:
+    """Raises UsageError for a schedule that does not exist."""
+    if name not in SCHEDULES:
         raise UsageError(f"there is no schedule '{name}'", fix=nearest(name, SCHEDULES))
+
+
+def _shape(name: str, final_fraction: float | None, settings: Mapping[str, Any]) -> Schedule:
+    check_name(name)
+    function = SCHEDULES[name]
     known = inspect.signature(function).parameters
     given = dict(settings)
     if final_fraction is not None:

@@ -345,7 +345,7 @@ class Study:
         descriptor = os.open(self.path / _SPENT, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             # Always as many bytes, by one call: it cannot be half there.
-            os.pwrite(descriptor, f"{seconds:015.3f}\n".encode(), 0)
+            os.write(descriptor, f"{seconds:015.3f}\n".encode())
         finally:
             os.close(descriptor)
 
@@ -355,6 +355,11 @@ class Study:
             return max(0.0, float((self.path / _SPENT).read_text("ascii")))
         except (OSError, ValueError):
             return 0.0
+
+    def discard_unbegun(self) -> None:
+        """Removes the folder where no trial was begun: there is nothing to continue."""
+        if not self.trials():
+            storage.discard_folder([self.path])
 
     # Results
 

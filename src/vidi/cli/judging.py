@@ -10,6 +10,7 @@ import typer
 
 from vidi.cli.options import (
     AsJson,
+    DataNow,
     OwnModel,
     RunDirectory,
     RunOrStudy,
@@ -158,12 +159,7 @@ def report(
             help="Also where the model looked, a map of the images, and what is alike.",
         ),
     ] = False,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", metavar="DATA", help="Where the run's data are now.", show_default=False
-        ),
-    ] = None,
+    data: DataNow = None,
     model: OwnModel = None,
 ) -> None:
     """Write the report of a run or a study again: one HTML page that opens anywhere."""

@@ -23,7 +23,7 @@ from vidi.cli.options import (
     StudyFolder,
     asked_config,
 )
-from vidi.cli.printing import print_evaluation, print_json, read_evaluation
+from vidi.cli.printing import evaluation_of, print_evaluation, print_json, shortly
 
 if TYPE_CHECKING:
     from vidi.config import Config
@@ -100,18 +100,13 @@ def train(
     if int(os.environ.get("RANK", "0")) > 0:
         # The first of several processes speaks for all.
         return
-    judged = run.evaluated_splits()
-    split = "test" if "test" in judged else "validation"
-    evaluation = read_evaluation(run.read_evaluation(split))
+    evaluation = evaluation_of(run)
     if as_json:
         print_json(
             {
                 "run": str(run.path),
                 "report": str(run.report_path),
-                "split": split,
-                "accuracy": evaluation.accuracy,
-                "accuracy_interval": evaluation.accuracy_interval,
-                "n_evaluated": evaluation.n_evaluated,
+                **shortly(evaluation),
                 "n_leaked": evaluation.n_leaked,
                 "accuracy_without_leaked": evaluation.without_leaked
                 and evaluation.without_leaked.accuracy,
@@ -165,9 +160,7 @@ def _print_fit(study: Study, *, as_json: bool) -> None:
     from vidi import Run
 
     run = Run.open(study.final_path)
-    judged = run.evaluated_splits()
-    split = "test" if "test" in judged else "validation"
-    evaluation = read_evaluation(run.read_evaluation(split))
+    evaluation = evaluation_of(run)
     bundle = next((path for path in map(run.bundle_path, ("onnx", "torch")) if path.exists()), None)
     if as_json:
         print_json(
@@ -178,10 +171,7 @@ def _print_fit(study: Study, *, as_json: bool) -> None:
                 "bundle": bundle and str(bundle),
                 "no_bundle_because": None if bundle else _why_no_bundle(study),
                 "best": str(study.best_path),
-                "split": split,
-                "accuracy": evaluation.accuracy,
-                "accuracy_interval": evaluation.accuracy_interval,
-                "n_evaluated": evaluation.n_evaluated,
+                **shortly(evaluation),
             }
         )
         return
@@ -297,9 +287,7 @@ def tune(
             started_at=STARTED_AT,
         )
     final = Run.open(study.final_path)
-    judged = final.evaluated_splits()
-    split = "test" if "test" in judged else "validation"
-    evaluation = read_evaluation(final.read_evaluation(split))
+    evaluation = evaluation_of(final)
     if as_json:
         print_json(
             {
@@ -308,10 +296,7 @@ def tune(
                 "best": str(study.best_path),
                 "run": str(final.path),
                 "report": str(study.report_path),
-                "split": split,
-                "accuracy": evaluation.accuracy,
-                "accuracy_interval": evaluation.accuracy_interval,
-                "n_evaluated": evaluation.n_evaluated,
+                **shortly(evaluation),
             }
         )
         return
@@ -443,13 +428,11 @@ def _launch(data: str, out: Path | None, *, processes: int, max_restarts: int) -
     from datetime import datetime
 
     from vidi.launch import launch
-    from vidi.run import default_run_path
+    from vidi.run import data_name, default_run_path
 
     words = _without(sys.argv[1:], {"--nproc", "--max-restarts"})
     if out is None:
-        path = Path(data)
-        name = path.resolve().name if path.exists() else data
-        words += ["--out", str(default_run_path(Path("runs"), name, datetime.now()))]
+        words += ["--out", str(default_run_path(Path("runs"), data_name(data), datetime.now()))]
     sys.exit(launch(words, processes=processes, max_restarts=max_restarts))
 
 

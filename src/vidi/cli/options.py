@@ -86,6 +86,12 @@ OwnModel = Annotated[
         show_default=False,
     ),
 ]
+DataNow = Annotated[
+    str | None,
+    typer.Option(
+        "--data", metavar="DATA", help="Where the run's data are now.", show_default=False
+    ),
+]
 Tta = Annotated[
     bool,
     typer.Option(

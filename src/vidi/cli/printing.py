@@ -9,12 +9,25 @@ import typer
 
 if TYPE_CHECKING:
     from vidi.metrics import Evaluation
+    from vidi.run import Run
 
 
-def read_evaluation(text: str) -> Evaluation:
+def evaluation_of(run: Run) -> Evaluation:
+    """How a run was judged: by its test images where it has some, else by the validation images."""
     from vidi.metrics import Evaluation
 
-    return Evaluation.model_validate_json(text)
+    split = "test" if "test" in run.evaluated_splits() else "validation"
+    return Evaluation.model_validate_json(run.read_evaluation(split))
+
+
+def shortly(evaluation: Evaluation) -> dict[str, Any]:
+    """What the JSON of every command that trains says of its answer."""
+    return {
+        "split": evaluation.split,
+        "accuracy": evaluation.accuracy,
+        "accuracy_interval": evaluation.accuracy_interval,
+        "n_evaluated": evaluation.n_evaluated,
+    }
 
 
 def print_evaluation(evaluation: Evaluation, how: str = "") -> None:

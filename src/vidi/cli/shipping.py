@@ -16,6 +16,7 @@ from vidi.cli.options import (
     AbstainBelow,
     AsJson,
     Calibrated,
+    DataNow,
     OwnModel,
     Precision,
     RunDirectory,
@@ -144,12 +145,7 @@ def export(
             show_default=False,
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", metavar="DATA", help="Where the run's data are now.", show_default=False
-        ),
-    ] = None,
+    data: DataNow = None,
     model: OwnModel = None,
     as_json: AsJson = False,
 ) -> None:

@@ -41,6 +41,8 @@ from vidi.memory import Limit
 from vidi.model import Classifier
 from vidi.own_data import Say, decoded, has_gaps
 from vidi.plan import Plan, choose_model, make
+from vidi.plan.optimizing import SCHEDULE_FREE
+from vidi.report.words import count
 from vidi.restore import Initial, build_model
 from vidi.schedule import Plateau
 from vidi.step import StepSettings
@@ -195,16 +197,10 @@ def check_names(config: Config) -> None:
     asked = config.train
     if config.model.name is not None:
         model.check_name(config.model.name)
-    optimizers = optim.OPTIMIZERS
-    if asked.optimizer is not None and asked.optimizer not in optimizers:
-        raise UsageError(
-            f"there is no optimizer '{asked.optimizer}'", fix=nearest(asked.optimizer, optimizers)
-        )
-    schedules = {*schedule.SCHEDULES, "plateau"}
-    if asked.schedule is not None and ":" not in asked.schedule and asked.schedule not in schedules:
-        raise UsageError(
-            f"there is no schedule '{asked.schedule}'", fix=nearest(asked.schedule, schedules)
-        )
+    if asked.optimizer is not None:
+        optim.check_name(asked.optimizer)
+    if asked.schedule is not None and ":" not in asked.schedule:
+        schedule.check_name(asked.schedule)
 
 
 def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
@@ -288,7 +284,7 @@ def own_model(
 def build_state(plan: Plan, classifier: Classifier) -> State:
     """A run before its first step."""
     average = None
-    schedule_free = plan.optimizer.name in optim.SCHEDULE_FREE
+    schedule_free = plan.optimizer.name in SCHEDULE_FREE
     if plan.ema_decay or plan.swa_fraction or schedule_free:
         average = optim.Average(classifier, plan.ema_decay, uniform=plan.swa_fraction > 0.0)
     device = torch.device(plan.execution.device)
@@ -531,7 +527,7 @@ def _measured(
     cache_dir = cache_folder(config.data.cache_dir)
     key = probe.key_of(facts.machine, facts.model, plan, options)
     if config.machine.probe != "fresh" and (known := probe.recalled(cache_dir, key)) is not None:
-        ways = "1 way" if len(known.steps) == 1 else f"{len(known.steps)} ways"
+        ways = count(len(known.steps), "way")
         say(f"the training step was measured before: {ways} of computing it")
         return known.model_copy(update={"probe_s": 0.0})
     say(f"measuring ways to compute a training step, for up to {limit_s:.0f} s")

@@ -29,7 +29,7 @@ from vidi.own_data import has_gaps, readable
 from vidi.plan import TIMEOUT_S, Plan, retimed
 from vidi.report import write
 from vidi.restore import load_best
-from vidi.run import Run, default_run_path
+from vidi.run import Run, data_name, default_run_path
 from vidi.signals import Stop, watched
 from vidi.storage import DISK
 from vidi.train.deadline import Deadline
@@ -400,11 +400,6 @@ def _packages() -> dict[str, str]:
     """Looking them up takes 15 ms, and a search asks for every trial."""
     names = ("torch", "numpy", "pillow", "simplejpeg", "safetensors", "scikit-learn")
     return {name: metadata.version(name) for name in names}
-
-
-def data_name(data: str | Path) -> str:
-    return Path(data).resolve().name if Path(data).exists() else str(data)
-
 
 def _is_patience_over(plan: Plan, state: State) -> bool:
     patience = plan.patience_evaluations

@@ -25,6 +25,7 @@ from vidi.run import Run
 from vidi.study import Rung, Study, Trial, default_study_path
 from vidi.train.prepare import Extensions, evaluation_loader, own_model
 from vidi.train.trial import Shared, Show, advance
+from vidi.tune.budget import epochs_of
 from vidi.tune.factors import (
     CAREFUL,
     LeftOut,
@@ -119,9 +120,8 @@ def ablate(
             try:
                 _run_all(study, shared, asked, deadline, tell)
             except UsageError:
-                if fresh and not study.trials():
-                    # There is nothing to continue.
-                    storage.discard_folder([path])
+                if fresh:
+                    study.discard_unbegun()
                 raise
             finally:
                 # Also of an ablation that is stopped: what is known is there to be read.
@@ -177,7 +177,7 @@ def _created(
         },
     )
     with study.lock():
-        long = "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
+        long = epochs_of(epochs)
         study.note("decided", why=f"{long} each: {why}", trainings=_num_runs(study))
     tell(f"{count(len(levels), 'change')} and the base, {wanted['seeds']} seeds")
     tell(f"{long} each: {why}")

@@ -13,10 +13,10 @@ from vidi.config import Config
 from vidi.errors import ConfigError, Interrupted, UsageError, nearest
 from vidi.plan import choose_model
 from vidi.plan.budget import EXPORT_S, FEW_HELD_OUT
+from vidi.run import data_name
 from vidi.signals import Stop, watched
 from vidi.study import Study, default_study_path
 from vidi.train.prepare import Extensions
-from vidi.train.training import data_name
 from vidi.train.trial import Shared
 from vidi.tune.answer import compare, finish
 from vidi.tune.pretrained import fit_pretrained

@@ -29,7 +29,7 @@ from vidi.facts import Facts
 from vidi.plan import choose_model, make
 from vidi.report import write_study
 from vidi.report.words import count
-from vidi.run import Run
+from vidi.run import Run, data_name
 from vidi.signals import Stop, watched
 from vidi.space import Distribution, Space
 from vidi.study import Rung, Status, Study, Trial, default_study_path
@@ -131,7 +131,7 @@ def tune(
         storage_url=storage_url,
     )
     _check(wanted, workers)
-    name = Path(data).resolve().name if Path(data).exists() else str(data)
+    name = data_name(data)
     path = Path(out) if out else default_study_path(Path("studies"), name, datetime.now())
     fresh = not Study.exists(path)
     if fresh:
@@ -151,8 +151,8 @@ def tune(
                 search.run()
     except (UsageError, DataError):
         # It cannot be as it was asked, so there is nothing to continue.
-        if fresh and not study.trials():
-            storage.discard_folder([study.path])
+        if fresh:
+            study.discard_unbegun()
         raise
     return study
 
