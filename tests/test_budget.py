@@ -82,6 +82,12 @@ def test_the_last_stages_are_trained_where_time_and_memory_allow(
     assert (found and round(found.epochs, 1)) == epochs
 
 
+def test_few_images_are_looked_at_until_the_updates_are_enough() -> None:
+    few = last_stages_rule(600.0, Counts(100, 20, 20), 150.0, bundle_s=16.0, kept_bytes=1)
+    assert few is not None
+    assert few.epochs == 32.0
+
+
 @given(
     left_s=st.floats(1.0, 1e5),
     train=st.integers(20, 10**6),

@@ -215,6 +215,42 @@ def smaller_px(
     return None
 
 
+# An image through the last stages, forward, backward and update, takes so many times a forward pass
+# of the whole network (EfficientNet-Lite0 at 224 px, its last two stages).
+LAST_STAGES_COST: Final = 1.25
+LAST_STAGES_FEWEST: Final = 1.0
+LAST_STAGES_MOST: Final = 8.0
+# Of few images more looks: fewer steps of Adam at the full learning rate end where they happen to
+# be (30 images, 8 updates: from 100 % to 25 to 75 %; 100 updates: 100 %).
+LAST_STAGES_IMAGES: Final = 3200
+# What earlier stages say of all images is kept in memory while it is no more than this.
+MOST_KEPT_BYTES: Final = 1 << 30
+
+
+def last_stages_rule(
+    left_s: float, counts: Counts, forward: float, *, bundle_s: float, kept_bytes: int
+) -> Partly | None:
+    """The training of the last stages that fits into what is left after the first answer.
+
+    kept_bytes: what one view of each image takes in memory. None where the time is too short, or
+    the memory.
+    """
+    ended_s = ending_s(counts, forward, bundle_s=bundle_s)
+    most = max(LAST_STAGES_MOST, LAST_STAGES_IMAGES / counts.train)
+    for flipped in (True, False):
+        views = 1 + flipped
+        kept_s = views * counts.train / forward
+        spare_s = PLANNED_SHARE * (left_s - ended_s) - kept_s
+        epoch_s = LAST_STAGES_COST * counts.train / forward
+        epochs = min(spare_s / epoch_s, most)
+        if epochs >= LAST_STAGES_FEWEST * views and views * kept_bytes <= MOST_KEPT_BYTES:
+            seconds = kept_s + epochs * epoch_s
+            seen = "images and their mirror images" if flipped else "images"
+            reason = f"{epochs:.1f} looks at all {seen} fit into {seconds:.0f} s"
+            return Partly(flipped, epochs, seconds, reason)
+    return None
+
+
 # An image through forward, backward and update takes so many times a forward pass in inference:
 # EfficientNet-Lite0 trains at 60 images/s of 160 px (`vidi.model._depthwise`), and computes 156
 # features a second at 224 px, which is 306 at 160.
@@ -230,40 +266,6 @@ MOST_EPOCHS: Final = 20.0
 SHARES: Final = (6 / 7, 5 / 7)
 # Sizes are multiples of this: what networks divide their maps by.
 PX_STEP: Final = 32
-
-
-# An image through the last stages, forward, backward and update, takes so many times a forward pass
-# of the whole network (EfficientNet-Lite0 at 224 px, its last two stages).
-LAST_STAGES_COST: Final = 1.25
-LAST_STAGES_FEWEST: Final = 1.0
-LAST_STAGES_MOST: Final = 8.0
-
-
-def last_stages_rule(
-    left_s: float, counts: Counts, forward: float, *, bundle_s: float, kept_bytes: int
-) -> Partly | None:
-    """The training of the last stages that fits into what is left after the first answer.
-
-    kept_bytes: what one view of each image takes in memory. None where the time is too short, or
-    the memory.
-    """
-    ended_s = ending_s(counts, forward, bundle_s=bundle_s)
-    for flipped in (True, False):
-        views = 1 + flipped
-        kept_s = views * counts.train / forward
-        spare_s = PLANNED_SHARE * (left_s - ended_s) - kept_s
-        epoch_s = LAST_STAGES_COST * counts.train / forward
-        epochs = min(spare_s / epoch_s, LAST_STAGES_MOST)
-        if epochs >= LAST_STAGES_FEWEST * views and views * kept_bytes <= MOST_KEPT_BYTES:
-            seconds = kept_s + epochs * epoch_s
-            seen = "images and their mirror images" if flipped else "images"
-            reason = f"{epochs:.1f} looks at all {seen} fit into {seconds:.0f} s"
-            return Partly(flipped, epochs, seconds, reason)
-    return None
-
-
-# What earlier stages say of all images is kept in memory while it is no more than this.
-MOST_KEPT_BYTES: Final = 1 << 30
 
 
 def tuning_rule(

@@ -6,14 +6,14 @@ import contextlib
 import copy
 import hashlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidi import image
 from vidi.augment import ViewKind, views
@@ -42,6 +42,10 @@ class Computed(NamedTuple):
 
     values: Tensor
     fresh: int
+
+
+class _Enough(Exception):
+    """The rest of the network is not needed."""
 
 
 @final
@@ -125,19 +129,78 @@ class Extractor:
 
     def compute(self, store: PixelStore, ids: Indices, *, flipped: bool) -> NDArray[np.float32]:
         """(N, F) of the rows `ids`, without the cache."""
+        parts = [
+            torch.stack([view.float() for view in each]).mean(0).cpu()
+            for each in self._seen(self._network.features, store, ids, flipped=flipped)
+        ]
+        found: NDArray[np.float32] = torch.cat(parts).numpy()
+        return found
+
+    def maps(
+        self,
+        store: PixelStore,
+        ids: Indices,
+        stage: int,
+        *,
+        flipped: bool,
+        stop: Callable[[], bool],
+    ) -> Tensor | None:
+        """(N, views, H, W, C) of what that stage is given, in the precision of the plan.
+
+        Args:
+            stage: its number among the classifier's.
+            flipped: two views, the second of the mirror image.
+            stop: asked before every batch.
+
+        Returns:
+            None where it was stopped.
+        """
+        found: list[Tensor] = []
+
+        def take(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+            found.append(given[0])
+            raise _Enough
+
+        def look(view: Tensor) -> Tensor:
+            with contextlib.suppress(_Enough):
+                self._network.features(view)
+            return found.pop()
+
+        kept: Tensor | None = None
+        done = 0
+        handle = self._network.stages[stage][1].register_forward_pre_hook(take)
+        try:
+            for each in self._seen(look, store, ids, flipped=flipped):
+                if stop():
+                    return None
+                # The layout in which the processor's convolutions are quickest.
+                maps = torch.stack(each, 1).permute(0, 1, 3, 4, 2).cpu()
+                if kept is None:
+                    kept = maps.new_empty((len(ids), *maps.shape[1:]))
+                kept[done : done + len(maps)] = maps
+                done += len(maps)
+        finally:
+            handle.remove()
+        return kept
+
+    def _seen(
+        self,
+        look: Callable[[Tensor], Tensor],
+        store: PixelStore,
+        ids: Indices,
+        *,
+        flipped: bool,
+    ) -> Iterator[list[Tensor]]:
+        """What `look` makes of each view of a batch of rows, batch by batch."""
         plan, size = self._plan, self._rows_a_batch
         device = torch.device(plan.execution.device)
         kind: ViewKind = "flip" if flipped else "plain"
-        parts: list[Tensor] = []
-        with torch.inference_mode(), autocast(device, plan.execution.precision):
-            for start in range(0, len(ids), size):
-                pixels = torch.from_numpy(store.take(ids[start : start + size])[0])
-                pixels = pixels.permute(0, 3, 1, 2)
-                seen = views(pixels.to(device), kind, plan.pixels.image_px)
-                mean = torch.stack([self._network.features(view).float() for view in seen]).mean(0)
-                parts.append(mean.cpu())
-        found: NDArray[np.float32] = torch.cat(parts).numpy()
-        return found
+        for start in range(0, len(ids), size):
+            pixels = torch.from_numpy(store.take(ids[start : start + size])[0])
+            seen = views(pixels.permute(0, 3, 1, 2).to(device), kind, plan.pixels.image_px)
+            with torch.inference_mode(), autocast(device, plan.execution.precision):
+                told = [look(view) for view in seen]
+            yield told
 
     @property
     def _rows_a_batch(self) -> int:

@@ -401,6 +401,7 @@ def _packages() -> dict[str, str]:
     names = ("torch", "numpy", "pillow", "simplejpeg", "safetensors", "scikit-learn")
     return {name: metadata.version(name) for name in names}
 
+
 def _is_patience_over(plan: Plan, state: State) -> bool:
     patience = plan.patience_evaluations
     return patience is not None and state.evaluations_since_best >= patience

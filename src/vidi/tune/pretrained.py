@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vidi.config import Config, load
-from vidi.data import Dataset, Indices, cache_folder
+from vidi.data import Indices, cache_folder
 from vidi.errors import UsageError
 from vidi.metrics import Predictions, evaluate
 from vidi.model import Classifier, set_head
@@ -71,7 +71,7 @@ def fit_pretrained(work: Work, shared: Shared) -> None:
     if work.stop:
         return
     publish_early(work, HEAD)
-    _after_the_head(work, shared, base, forward)
+    _after_the_head(work, shared, forward)
     _averages(work, shared, forward)
 
 
@@ -106,8 +106,9 @@ def _head(work: Work, shared: Shared, base: Mapping[str, Any]) -> float:
     config, prepared, _, forward, rule = ready
     plan, dataset = prepared.plan, prepared.dataset
     work.doing("a head on kept features", rule.reason)
-    ids, values, num_train, forward = _features(work, ready)
-    folds = _folds(work, rule, len(ids), prepared, forward)
+    counts = counts_of(shared)
+    ids, values, num_train, forward = _features(work, ready, counts)
+    folds = _folds(work, rule, len(ids), prepared, counts, forward)
     # The answer may learn from all images; what fine-tuning is compared with may not.
     refitted = folds > 0 and not _goes_on(work, shared, plan, prepared.model, forward)
     candidates = candidates_of(
@@ -199,7 +200,7 @@ def _too_short(work: Work, least_s: float) -> UsageError:
     )
 
 
-def _features(work: Work, ready: _Ready) -> tuple[Indices, Tensor, int, float]:
+def _features(work: Work, ready: _Ready, counts: Counts) -> tuple[Indices, Tensor, int, float]:
     """Rows, their (N, F) features, how many of them are for training, before the validation rows,
     and the rate.
 
@@ -214,7 +215,6 @@ def _features(work: Work, ready: _Ready) -> tuple[Indices, Tensor, int, float]:
     ids = np.concatenate([held_out, train])
     num_classes = len(dataset.classes)
     fewest = len(held_out) + min(len(train), FEWEST_A_CLASS * num_classes)
-    counts = _counts(dataset)
     values, done = None, 0
     began_at = time.monotonic()
     fresh_views = 0
@@ -256,9 +256,16 @@ def _order(labels: Any) -> Any:
     return np.concatenate([shuffled[~late], shuffled[late]])
 
 
-def _folds(work: Work, rule: Features, num_images: int, prepared: Prepared, forward: float) -> int:
+def _folds(
+    work: Work,
+    rule: Features,
+    num_images: int,
+    prepared: Prepared,
+    counts: Counts,
+    forward: float,
+) -> int:
     """As many as were planned, where there is still time for them."""
-    counts, size = _counts(prepared.dataset), prepared.model.num_features
+    size = prepared.model.num_features
     takes_s = bank_s(num_images, size, len(prepared.dataset.classes), rule.folds)
     spare_s = work.clock.left_s - ending_s(counts, forward, bundle_s=0.0, judged=False)
     return rule.folds if takes_s <= spare_s else 0
@@ -330,7 +337,7 @@ def _kept(work: Work, config: Config, prepared: Prepared, head: Head) -> tuple[f
 # ---- Fine-tuning ---------------------------------------------------------------------------------
 
 
-def _after_the_head(work: Work, shared: Shared, base: Mapping[str, Any], forward: float) -> None:
+def _after_the_head(work: Work, shared: Shared, forward: float) -> None:
     """The last stages first, which cost little; then all layers from there, if there is time."""
     first = work.trial(HEAD)
     assert first is not None
@@ -354,16 +361,15 @@ def _after_the_head(work: Work, shared: Shared, base: Mapping[str, Any], forward
         if found is None:
             work.doing("no fine-tuning", "what is left of the time is too short for it to pay")
             return
-        known = _as_trial(work, first, base, found)
+        known = _as_trial(work, first, found)
         work.doing("fine-tuning all layers from there", found.reason)
     start = int(known.parameters["start"])
     work.train(shared, known, forward=forward, start_from=start)
 
 
-def _as_trial(work: Work, first: Trial, base: Mapping[str, Any], found: Tuning) -> Trial:
+def _as_trial(work: Work, first: Trial, found: Tuning) -> Trial:
     settings = {
         **first.settings,
-        **base,
         "train.head": "first",
         "train.epochs": round(found.epochs, 3),
         "train.image_px": found.image_px,
@@ -479,11 +485,3 @@ def _average(work: Work, number: int, share: float, tuned: Trial, shared: Shared
 
 def _plan_of(run: Run) -> Plan:
     return Plan.from_json(run.text("plan"), origin=f"{run.path}: plan.json")
-
-
-def _counts(dataset: Dataset) -> Counts:
-    return Counts(
-        len(dataset.indices("train")),
-        len(dataset.indices("validation")),
-        len(dataset.indices("test")),
-    )
