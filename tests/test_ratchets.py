@@ -110,7 +110,8 @@ PUBLIC = {
     "tune": "(data: 'str | Path', config: 'Config | None' = None, *, settings: 'Mapping[str, "
     "object] | None' = None, space: 'AnySpace | None' = None, minutes: 'float | None' = "
     "None, trials: 'int | None' = None, sampler: 'Sampler' = 'tpe', promotion: 'Promotion' "
-    "= 'asha', patience: 'int' = 0, seed: 'int' = 0, workers: 'int' = 1, ray: 'str | None' "
+    "= 'asha', patience: 'int' = 0, retrain: 'bool' = False, seed: 'int' = 0, workers: 'int' "
+    "= 1, ray: 'str | None' "
     "= None, storage_url: 'str | None' = None, timeout_s: 'float' = 300.0, out: 'str | "
     "Path | None' = None, show: 'Callable[[Any], None] | None' = None, started_at: 'float "
     "| None' = None) -> 'Study'",
@@ -138,8 +139,8 @@ PUBLIC = {
     "tta: 'bool' = False, show: 'Callable[[Any], None] | None' = None) -> 'Evaluation'",
     "fit": "(data: 'str | Path', config: 'Config | None' = None, *, minutes: 'float', "
     "settings: 'Mapping[str, object] | None' = None, out: 'str | Path | None' = None, "
-    "to: 'str' = 'best', model: 'Callable[..., Any] | None' = None, show: 'Show | None' = None, "
-    "started_at: 'float | None' = None) -> 'Study'",
+    "to: 'str' = 'best', retrain: 'bool' = False, model: 'Callable[..., Any] | None' = None, "
+    "show: 'Show | None' = None, started_at: 'float | None' = None) -> 'Study'",
     "find_learning_rate": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, out: 'str | Path' = 'learning-rate.svg', "
     "show: 'Callable[[Any], None] | None' = None) -> 'RangeTest'",
@@ -207,6 +208,7 @@ OPTIONS = {
         "--sampler",
         "--promotion",
         "--patience",
+        "--retrain",
         "--seed",
         "--workers",
         "--ray",
@@ -219,7 +221,7 @@ OPTIONS = {
         "--set",
         "--json",
     },
-    "fit": {"--minutes", "--out", "--to", "--model", "--config", "--set", "--json"},
+    "fit": {"--minutes", "--out", "--to", "--retrain", "--model", "--config", "--set", "--json"},
     "ablate": {
         "--factors",
         "--seeds",

@@ -49,6 +49,9 @@ class DataConfig(Frozen):
         None, description="for cross-validation: parts that all but the test images are cut into"
     )
     fold: Positive | None = Field(None, description="which of them is for validation, from 1 on")
+    learn_validation: bool = Field(
+        False, description="learn from the validation images as well; nothing is chosen by them"
+    )
     unreadable: Literal["exclude", "stop"] = Field(
         "exclude", description="what to do about files that cannot be decoded"
     )

@@ -26,6 +26,7 @@ from vidi.data import (
 )
 from vidi.errors import DamagedError, DataError, MismatchError, UsageError
 from vidi.facts import DatasetFacts
+from vidi.metrics import Replaced
 from vidi.plan import Plan
 from vidi.run import Run
 
@@ -101,6 +102,19 @@ def audit_of(run: Run) -> Audit | None:
         return Audit.from_json(run.text("audit"))
     except ValueError as error:
         raise DamagedError(f"audit.json of {run.path} cannot be read: {error}") from error
+
+
+def replaced_of(run: Run) -> Replaced | None:
+    """The run that this one stands in for, having learnt from its validation images as well.
+
+    Raises DamagedError.
+    """
+    if not run.has_text("replaces"):
+        return None
+    try:
+        return Replaced.model_validate_json(run.text("replaces"))
+    except ValueError as error:
+        raise DamagedError(f"replaces.json of {run.path} cannot be read: {error}") from error
 
 
 def config_of(run: Run) -> Config:

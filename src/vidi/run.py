@@ -46,6 +46,7 @@ _TEXTS: Final[Mapping[str, str]] = {
     "facts": "facts.json",
     "environment": "environment.json",
     "audit": "audit.json",
+    "replaces": "replaces.json",
 }
 _METRICS: Final = "metrics.jsonl"
 _TIMING: Final = "timing.jsonl"

@@ -28,6 +28,7 @@ NOT_SEARCHED: Final[Mapping[str, str]] = {
     "data.split_seed": "all trials are judged by the same images",
     "data.folds": "all trials are judged by the same images",
     "data.fold": "all trials are judged by the same images",
+    "data.learn_validation": "all trials are judged by the validation images",
     "data.unreadable": "all trials see the same images",
     "data.max_unreadable_fraction": "all trials see the same images",
     "data.cache_dir": "it is a place, not a choice",

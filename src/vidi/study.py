@@ -37,6 +37,7 @@ _EVENTS: Final = "events.jsonl"
 _TRIALS: Final = "trials"
 _BEST: Final = "best.toml"
 _FINAL: Final = "final"
+_RETRAINED: Final = "retrained"
 _REPORT: Final = "report.html"
 _LOCK: Final = "lock"
 _SPENT: Final = "spent_s"
@@ -367,6 +368,11 @@ class Study:
     def final_path(self) -> Path:
         """The run that is the answer."""
         return self.path / _FINAL
+
+    @property
+    def retrained_path(self) -> Path:
+        """Where the answer is trained once more, on the validation images too, until it is done."""
+        return self.path / _RETRAINED
 
     @property
     def database_path(self) -> Path:

@@ -95,6 +95,12 @@ class Imagined:
             case "finish":
                 Run.create(Path(message["path"]), texts={"config": message["config"]})
                 return {"kind": "done", "result": {}}
+            case "conclude":
+                return {"kind": "done", "result": {}}
+            case "retrain":
+                texts = {"config": message["config"], "replaces": "{}"}
+                Run.create(Path(message["path"]), texts=texts)
+                return {"kind": "done", "result": {}}
         path, share = Path(message["path"]), message["shares"][message["rung"]]
         self.advanced.append((path.name, message["rung"]))
         step = round(share * 90)

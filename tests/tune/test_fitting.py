@@ -23,7 +23,7 @@ from vidi.run import Run
 from vidi.study import Study
 from vidi.train import Progress
 from vidi.train.features import Extractor
-from vidi.tune import scratch
+from vidi.tune import answer, scratch
 from vidi.tune.fitting import Doing
 
 SCRATCH: dict[str, object] = {
@@ -378,3 +378,19 @@ def test_no_time_at_all_is_refused(minutes: float, tmp_path: Path) -> None:
 def test_a_length_of_training_is_not_for_the_user_to_set(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="by its minutes"):
         fit("digits", tmp_path / "fit", {"train.epochs": 3})
+
+
+def test_the_answer_from_scratch_is_trained_again_on_its_validation_images_too(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch, "trainings_rule", decided_as("one", 1))
+    # Fitting the time is not what is tested: it takes no time, and there is enough for it.
+    monkeypatch.setattr(answer, "training_s", lambda *_: 0.0)
+    study = vidi.fit(many, minutes=5.0, settings=MANY, out=tmp_path / "f", to="none", retrain=True)
+    final, first = Run.open(study.final_path), study.trial_run(1)
+    assert final.evaluated_splits() == ("test",)
+    assert "test" not in first.evaluated_splits()
+    before, now = (json.loads(run.text("facts"))["dataset"]["counts"] for run in (first, final))
+    assert sum(now["train"]) == sum(before["train"]) + sum(before["validation"])
+    assert now["test"] == before["test"]
+    assert "learn_validation" in study.best_path.read_text()

@@ -444,3 +444,109 @@ def test_few_images_to_choose_by_are_said(
     assert "6 validation images" in said
     assert "16.7 points" in said
     del imagined
+
+
+# ---- Training once more on the validation images -------------------------------------------------
+
+
+def sent(imagined: Imagined, what: str) -> list[Mapping[str, Any]]:
+    return [message for message in imagined.sent if message["do"] == what]
+
+
+def events(study: Study, name: str) -> list[dict[str, Any]]:
+    return [event for event in study.events.read() if event["event"] == name]
+
+
+def test_the_answer_is_trained_again_where_that_was_asked_for(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    study = searched(tmp_path / "s", retrain=True)
+    (finish,) = sent(imagined, "finish")
+    assert finish["splits"] == ["validation"]
+    (again,) = sent(imagined, "retrain")
+    assert again["source"] == finish["path"]
+    assert again["config"] == finish["config"]
+    assert vidi.Run.open(study.final_path).has_text("replaces")
+    assert not study.retrained_path.exists()
+    assert "data.learn_validation=true" in study.best_path.read_text()
+    assert events(study, "retrained")
+
+
+def test_without_asking_nothing_is_trained_again(tmp_path: Path, imagined: Imagined) -> None:
+    study = searched(tmp_path / "s")
+    (finish,) = sent(imagined, "finish")
+    assert finish["splits"] == ["validation", "test"]
+    assert not sent(imagined, "retrain")
+    assert "learn_validation" not in study.best_path.read_text()
+
+
+def test_what_cannot_be_trained_again_is_the_answer_as_it_was(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        if message["do"] != "retrain":
+            return None
+        return {
+            "kind": "failed",
+            "error": "TrainingError",
+            "message": "it diverged",
+            "fix": "",
+            "exit_code": 6,
+        }
+
+    imagined.misdeed = misdeed
+    lines: list[str] = []
+    study = searched(tmp_path / "s", retrain=True, show=lines.append)
+    assert sent(imagined, "conclude")
+    assert vidi.Run.exists(study.final_path)
+    assert not vidi.Run.open(study.final_path).has_text("replaces")
+    assert [event["why"] for event in events(study, "not retrained")] == ["it diverged"]
+    assert any("not trained again" in line and "it diverged" in line for line in lines)
+    assert "learn_validation" not in study.best_path.read_text()
+
+
+def test_without_time_for_it_the_reason_is_said(tmp_path: Path, imagined: Imagined) -> None:
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        if message["do"] != "advance":
+            return None
+        answer = dict(imagined._done(message))
+        # Slower than any hour allows, whatever the machine.
+        answer["result"] = {**answer["result"], "seconds": 1e6}
+        return answer
+
+    imagined.misdeed = misdeed
+    study = searched(tmp_path / "s", retrain=True, minutes=60, trials=1, promotion="none")
+    (event,) = events(study, "not retrained")
+    assert event["why"].startswith("it would take 1")
+    assert not sent(imagined, "retrain")
+    (finish,) = sent(imagined, "finish")
+    assert finish["splits"] == ["validation", "test"]
+
+
+def test_a_signal_stops_the_retraining_and_the_best_is_the_answer(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        if message["do"] == "retrain":
+            os.kill(os.getpid(), signal.SIGINT)
+            return "silence"
+        return None
+
+    imagined.misdeed = misdeed
+    with pytest.raises(Interrupted):
+        searched(tmp_path / "s", retrain=True)
+    study = Study.open(tmp_path / "s")
+    assert [one["splits"] for one in sent(imagined, "finish")][-1] == ["validation", "test"]
+    assert not vidi.Run.open(study.final_path).has_text("replaces")
+
+
+def test_without_test_images_nothing_would_be_left_to_judge_by(
+    tmp_path: Path, imagined: Imagined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del imagined
+    counts = {**FACTS.dataset.counts, "test": (0, 0)}
+    dataset = FACTS.dataset.model_copy(update={"counts": counts})
+    monkeypatch.setattr(conftest, "FACTS", FACTS.model_copy(update={"dataset": dataset}))
+    with pytest.raises(UsageError, match="retrained"):
+        searched(tmp_path / "s", retrain=True)
+    assert not (tmp_path / "s").exists()

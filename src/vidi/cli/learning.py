@@ -19,6 +19,7 @@ from vidi.cli.options import (
     Epochs,
     Minutes,
     Model,
+    Retrain,
     Settings,
     StudyFolder,
     asked_config,
@@ -130,6 +131,7 @@ def fit(
             "--to", metavar="TARGET", help="What is exported: onnx, torch, none, or best of them."
         ),
     ] = "best",
+    retrain: Retrain = False,
     model: Model = None,
     config: ConfigFile = None,
     settings: Settings = None,
@@ -151,7 +153,14 @@ def fit(
         asked = asked_config(config, settings, model=model, epochs=None, minutes=None)
         with display(quiet=as_json) as show:
             study = run_fit(
-                data, asked, minutes=minutes, out=out, to=to, show=show, started_at=STARTED_AT
+                data,
+                asked,
+                minutes=minutes,
+                out=out,
+                to=to,
+                retrain=retrain,
+                show=show,
+                started_at=STARTED_AT,
             )
         _print_fit(study, as_json=as_json)
 
@@ -225,6 +234,7 @@ def tune(
             "--patience", metavar="N", min=0, help="End when N trials were no better; 0: never."
         ),
     ] = 0,
+    retrain: Retrain = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the suggestions.")] = 0,
     workers: Annotated[
         int, typer.Option("--workers", metavar="N", min=1, help="Trials at the same time.")
@@ -277,6 +287,7 @@ def tune(
             sampler=sampler,  # type: ignore[arg-type]
             promotion=promotion,  # type: ignore[arg-type]
             patience=patience,
+            retrain=retrain,
             seed=seed,
             workers=workers,
             ray=ray,

@@ -127,6 +127,13 @@ Calibrated = Annotated[
 Trusted = Annotated[
     bool, typer.Option("--trusted", help="Load a file of torch.export, which can run code.")
 ]
+Retrain = Annotated[
+    bool,
+    typer.Option(
+        "--retrain",
+        help="In the end, train the best once more on its validation images too, and judge that.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 

@@ -220,6 +220,7 @@ def assemble(
         asked.split_seed,
         asked.folds,
         asked.fold or 1,
+        asked.learn_validation,
     )
     split, words = complete(given, labels, source.hashes(), rule, groups)
     counts = np.bincount(labels[split == TRAIN], minlength=len(classes))

@@ -42,6 +42,8 @@ class SplitRule(NamedTuple):
     # For cross-validation: fold number `fold` of `folds`, from 1 on, is for validation.
     folds: int | None = None
     fold: int = 1
+    # What is held out to choose by is put back when all is cut: the test rows stay the same.
+    learn_validation: bool = False
 
 
 # Rows whose numbers are computed at a time.
@@ -220,6 +222,9 @@ def complete(
         share = DEFAULT_VALIDATION_FRACTION if asked is None else asked
         if share > 0:
             cut(VALIDATION, share)
+    if rule.learn_validation:
+        split[split == VALIDATION] = TRAIN
+        words.append("validation images are learnt from")
     return split, "; ".join(words)
 
 

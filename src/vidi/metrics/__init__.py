@@ -31,6 +31,7 @@ from vidi.metrics.values import (
     Evaluation,
     GroupScore,
     Interval,
+    Replaced,
     Temperature,
     Threshold,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "Interval",
     "Metric",
     "Predictions",
+    "Replaced",
     "Temperature",
     "Threshold",
     "accuracy",

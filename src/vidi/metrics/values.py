@@ -93,6 +93,18 @@ class Temperature(Frozen):
     log_loss_after: float
 
 
+class Replaced(Frozen):
+    """The run that another one, trained on its validation images as well, stands in for.
+
+    accuracy, n: of its validation images; the other one has none to be held against.
+    """
+
+    name: str
+    accuracy: float
+    n: int
+    temperature: Temperature
+
+
 class Calibration(Frozen):
     """How far the probabilities can be believed after `temperature`."""
 

@@ -19,6 +19,7 @@ from vidi.errors import DamagedError, UsageError
 from vidi.facts import Facts
 from vidi.metrics import PRECISIONS, Predictions, fit_temperature, threshold_for
 from vidi.model import Classifier
+from vidi.own_data import replaced_of
 from vidi.plan import Plan
 from vidi.predictor.predictor import Predictor
 from vidi.restore import build_model, load_best
@@ -215,7 +216,12 @@ def view_kind(plan: Plan) -> ViewKind:
 
 
 def calibration(run: Run) -> tuple[float, tuple[OperatingPoint, ...]]:
-    """The temperature and the thresholds that the validation images of a run give."""
+    """The temperature and the thresholds that the validation images of a run give.
+
+    A run that learnt from them has the temperature of the run it stands in for, and no thresholds.
+    """
+    if replaced := replaced_of(run):
+        return replaced.temperature.value, ()
     if "validation" not in run.evaluated_splits():
         return 1.0, ()
     predictions = Predictions.from_arrays(run.read_predictions("validation"))

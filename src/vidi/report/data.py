@@ -14,7 +14,14 @@ from pydantic import ValidationError
 
 from vidi.errors import DamagedError
 from vidi.facts import Facts
-from vidi.metrics import PRECISIONS, Evaluation, Predictions, Threshold, threshold_for
+from vidi.metrics import (
+    PRECISIONS,
+    Evaluation,
+    Predictions,
+    Replaced,
+    Threshold,
+    threshold_for,
+)
 from vidi.plan import Plan
 from vidi.run import Run
 
@@ -76,6 +83,8 @@ class ReportData:
     audit: Mapping[str, Any] | None = None
     pictures: Pictures | None = None
     explained: Explained | None = None
+    # The run that it stands in for, where it learnt from its validation images as well.
+    replaced: Replaced | None = None
 
 
 def load(run: Run) -> ReportData:
@@ -93,6 +102,9 @@ def load(run: Run) -> ReportData:
         config = tomllib.loads(run.text("config"))
         environment = json.loads(run.text("environment")) if run.has_text("environment") else {}
         audit = json.loads(run.text("audit")) if run.has_text("audit") else None
+        replaced = (
+            Replaced.model_validate_json(run.text("replaces")) if run.has_text("replaces") else None
+        )
     except (ValidationError, ValueError) as error:
         raise DamagedError(f"a file of the run cannot be read: {error}", fix=_OTHER_RUN) from error
     return ReportData(
@@ -111,6 +123,7 @@ def load(run: Run) -> ReportData:
         thresholds=_thresholds(run),
         pictures=None if split is None else _pictures(run, split),
         explained=None if split is None else _explained(run, split),
+        replaced=replaced,
     )
 
 

@@ -157,6 +157,15 @@ def _of_classes(judged: Evaluation) -> Iterator[Finding]:
 
 def _of_data(data: ReportData) -> Iterator[Finding]:
     dataset = data.facts.dataset
+    if (before := data.replaced) is not None:
+        yield Finding(
+            "watch",
+            "Learnt from the validation images as well",
+            f"The recipe and the epochs of {before.name}, which had {share(before.accuracy)} of "
+            f"{count(before.n, 'validation image')} right. Whether this run is better than it, "
+            "nothing was left to tell; its temperature is that one's.",
+            "data",
+        )
     if dataset.quarantined:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(dataset.quarantined.items()))
         total = sum(dataset.quarantined.values())

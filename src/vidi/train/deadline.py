@@ -33,6 +33,8 @@ class Deadline:
 
     training_ends_at: float
     looked_at_step: int = 0
+    # Whether time to spare makes the run longer.
+    may_lengthen: bool = True
 
     @classmethod
     def of(cls, config: Config, facts: Facts, started_at: float) -> Self | None:
@@ -56,7 +58,9 @@ class Deadline:
         left_s = self.training_ends_at - time.monotonic()
         missing = progress.remaining_s > left_s * (1 + MISSING_TOLERANCE)
         early = progress.step < LAST_STRETCH * progress.last_step
-        to_spare = early and progress.remaining_s < left_s * (1 - SPARE_TOLERANCE)
+        to_spare = (
+            self.may_lengthen and early and progress.remaining_s < left_s * (1 - SPARE_TOLERANCE)
+        )
         if not missing and not to_spare:
             return None
         steps = progress.last_step - progress.step

@@ -14,6 +14,7 @@ from vidi.facts import Split
 from vidi.image import center_crop
 from vidi.metrics import Evaluation, Predictions, Temperature, evaluate, fit_temperature
 from vidi.model import Classifier
+from vidi.own_data import replaced_of
 from vidi.plan import Plan
 from vidi.run import Run
 from vidi.train.prepare import evaluation_loader
@@ -77,7 +78,12 @@ def judge(
 
 
 def fitted_temperature(run: Run) -> Temperature | None:
-    """What makes the validation's confidences honest; None where nothing was held out for it."""
+    """What makes the validation's confidences honest; None where nothing was held out for it.
+
+    A run that learnt from its validation images has that of the run that it stands in for.
+    """
+    if replaced := replaced_of(run):
+        return replaced.temperature
     if "validation" not in run.evaluated_splits():
         return None
     return fit_temperature(Predictions.from_arrays(run.read_predictions("validation")))

@@ -20,7 +20,7 @@ from vidi import model, probe
 from vidi.config import Config, parse
 from vidi.data import Dataset, PixelStore, open_dataset
 from vidi.errors import ConfigError, Interrupted, MismatchError, UsageError, VidiError
-from vidi.facts import Facts, ModelFacts
+from vidi.facts import Facts, ModelFacts, Split
 from vidi.image import PixelContract
 from vidi.own_data import Say, audit_of, decoded
 from vidi.plan import Plan, annealed, choose_model, make
@@ -51,6 +51,7 @@ OF_THE_SPLIT: Final = (
     "data.split_seed",
     "data.folds",
     "data.fold",
+    "data.learn_validation",
     "data.unreadable",
     "data.max_unreadable_fraction",
 )
@@ -293,10 +294,18 @@ def copy_run(source: Path, target: Path) -> None:
     beside.rename(target)
 
 
-def conclude(run_path: Path, shared: Shared, config: Config, *, tell: Show | None = None) -> Run:
+def conclude(
+    run_path: Path,
+    shared: Shared,
+    config: Config,
+    *,
+    splits: Sequence[Split] = ("validation", "test"),
+    tell: Show | None = None,
+) -> Run:
     """Judge a finished run on validation and test images, and write its report: the answer.
 
-    Whether it has been done already is seen by its report.
+    Whether it has been done already is seen by its report; without the test images in `splits` it
+    is no answer yet, and has none.
 
     Raises UsageError when the run is not at its end.
     """
@@ -313,8 +322,10 @@ def conclude(run_path: Path, shared: Shared, config: Config, *, tell: Show | Non
             )
         best_step = load_best(run, prepared.model)
         say(f"judging the weights of step {best_step}")
-        judge_run(run, prepared.plan, config, prepared)
-    write(run)
+        known = run.evaluated_splits()
+        judge_run(run, prepared.plan, config, prepared, [one for one in splits if one not in known])
+    if "test" in splits:
+        write(run)
     return run
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import time
 from typing import Any, Final
 
 from vidi import comparing
 from vidi.config import Config
-from vidi.errors import TrainingError, UsageError, VidiError
+from vidi.errors import Interrupted, TrainingError, UsageError, VidiError
 from vidi.export import export as export_run
 from vidi.facts import SPLITS
 from vidi.plan import Plan
 from vidi.report import write
 from vidi.run import Run
 from vidi.study import Trial
+from vidi.train.retrain import LEARN, retrain, training_s
 from vidi.train.trial import Shared, copy_run
-from vidi.tune.work import Work
+from vidi.tune.budget import retraining_share
+from vidi.tune.work import Work, counts_of
 
 # The first answer is exported too where the time left is so many times what that takes.
 EARLY_EXPORT: Final = 20.0
@@ -63,9 +66,14 @@ def finish(work: Work, shared: Shared) -> None:
     if best is None:
         raise work.interrupted() if work.stop else _nothing(work)
     work.doing("judging the answer", "once, on images that nothing was chosen by")
-    run = _published(work, best, shared)
+    run = _retrained(work, best, shared) or _published(work, best, shared)
     _warn_of_chance(work, best, shared)
     config, about = recipe(work, best)
+    if run.has_text("replaces"):
+        about = (
+            *about,
+            f"The answer learnt from the validation images as well: --set {LEARN}=true",
+        )
     work.study.write_best(config, about=about)
     if work.export is None:
         work.study.note("not exported", why="it was not asked for: --to none")
@@ -147,6 +155,69 @@ def _warn_of_chance(work: Work, best: Trial, shared: Shared) -> None:
             "give more minutes"
         )
         work.study.note("no better than guessing", guessed=guessed)
+
+
+def _retrained(work: Work, best: Trial, shared: Shared) -> Run | None:
+    """The best once more, on its validation images too, in its place; None where it cannot be."""
+    final = work.study.final_path
+    if not work.retrain:
+        return None
+    if Run.exists(final) and Run.open(final).has_text("replaces"):
+        # Of a call that was killed after it.
+        return Run.open(final)
+    counts, source = counts_of(shared), work.study.trial_run(best.number)
+    plan = Plan.from_json(source.text("plan"), origin=f"{source.path}: plan.json")
+    forward = float(work.study.decided.get("trainings", {}).get("forward", 1_000.0))
+    work.retraining_s = 0.0
+    ends_at = work.clock.ends_at - work.ending_s(counts, forward)
+    needed_s = retraining_share(counts.train, counts.validation) * training_s(source, plan)
+    left_s = ends_at - time.monotonic()
+    if plan.model.weights != "none":
+        why = "only networks that are trained from scratch are"
+    elif not counts.test:
+        why = "without test images nothing would be left to judge it by"
+    elif work.stop:
+        why = "it was stopped"
+    elif left_s < needed_s:
+        why = f"it would take {needed_s:.0f} s and there are {max(0.0, left_s):.0f}"
+    else:
+        why = _trained_again(work, best, source, shared, ends_at)
+    if not why:
+        return Run.open(final)
+    work.tell(f"not trained again on the validation images too: {why}")
+    work.study.note("not retrained", why=why)
+    return None
+
+
+def _trained_again(work: Work, best: Trial, source: Run, shared: Shared, ends_at: float) -> str:
+    """Trains it and puts it in the place of the answer; why that failed, if it did."""
+    path, config = work.study.retrained_path, work.config.with_settings(best.settings)
+    if "validation" not in source.evaluated_splits():
+        with source.lock():
+            work.judge(source, config, shared, ("validation",))
+    shutil.rmtree(path, ignore_errors=True)
+    work.doing("training the best again", "on the validation images too; nothing is chosen by them")
+    name = f"trial {best.number}"
+    try:
+        retrain(
+            path,
+            work.data,
+            source,
+            config,
+            work.extensions,
+            name=name,
+            ends_at=ends_at,
+            tell=work.tell,
+        )
+    except Interrupted:
+        work.check()
+        return "it was stopped"
+    except VidiError as error:
+        return error.message
+    shutil.rmtree(work.study.final_path, ignore_errors=True)
+    path.rename(work.study.final_path)
+    work.study.note("retrained", trial=best.number)
+    return ""
 
 
 def _published(work: Work, best: Trial, shared: Shared) -> Run:

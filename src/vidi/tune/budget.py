@@ -17,6 +17,8 @@ LEAST_STEPS: Final = 8
 # What the clock may be wrong by: starting, writing, a machine that is busy.
 SLACK_S: Final = 1.5
 SLACK_SHARE: Final = 0.02
+# A retraining is begun with so many times the time that it is expected to take.
+RETRAINING_SPARE: Final = 1.15
 # A forward pass alone is about so many times as fast as training.
 FORWARD_AGAINST_TRAINING: Final = 2.7
 
@@ -42,11 +44,15 @@ def divide(
     default_epochs: float,
     asked_epochs: float | None,
     eta: int,
+    retraining: float = 0.0,
 ) -> Division:
     """How long a trial is and where it is looked at.
 
-    budget_s: what is left of the time; None: trials are counted, not minutes.
+    budget_s: what is left of the time; None: trials are counted, not minutes. retraining: as for
+    `Clock`.
     """
+    if budget_s is not None:
+        budget_s /= 1 + TRAINING_SHARE * retraining
     if asked_epochs is not None:
         epochs, why = asked_epochs, f"asked for {epochs_of(asked_epochs)}"
     elif budget_s is None:
@@ -70,11 +76,13 @@ class Clock(NamedTuple):
     """What things cost, in seconds.
 
     full_s: one whole training, by the timing before the first trial. judging_s: the answer.
+    retraining: what is done to the best in the end, in whole trainings.
     """
 
     shares: tuple[float, ...]
     full_s: float
     judging_s: float
+    retraining: float = 0.0
 
     def cost(self, trials: Sequence[Trial], trial: Trial | None, rung: int) -> float:
         """Going on with a trial (None: a new one) up to and including that rung."""
@@ -86,7 +94,11 @@ class Clock(NamedTuple):
         rest = 0.0
         if trial is None or trial.status != "finished":
             rest = self.cost(trials, trial, len(self.shares) - 1)
-        return rest + self.judging_s
+        return rest + self.answer_s(trials, trial)
+
+    def answer_s(self, trials: Sequence[Trial], trial: Trial | None) -> float:
+        """Making an answer of a trial that is at its end."""
+        return self.judging_s + self.retraining * self._rate(trials, trial)
 
     def _rate(self, trials: Sequence[Trial], trial: Trial | None) -> float:
         """Seconds for a whole training, by its own rungs, else by those of the others."""
@@ -102,6 +114,11 @@ class Clock(NamedTuple):
 def judging_seconds(num_images: int, images_per_second: float) -> float:
     """Judging so many images of the answer, where so many are trained on in a second."""
     return judging_s(num_images, FORWARD_AGAINST_TRAINING * max(1.0, images_per_second))
+
+
+def retraining_share(num_train: int, num_validation: int) -> float:
+    """Training once more on the validation images too, in whole trainings, with some to spare."""
+    return RETRAINING_SPARE * (num_train + num_validation) / num_train
 
 
 def slack(budget_s: float) -> float:

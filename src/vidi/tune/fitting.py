@@ -34,6 +34,7 @@ def fit(
     settings: Mapping[str, object] | None = None,
     out: str | Path | None = None,
     to: str = "best",
+    retrain: bool = False,
     model: Callable[..., Any] | None = None,
     show: Show | None = None,
     started_at: float | None = None,
@@ -52,6 +53,9 @@ def fit(
         out: the study's directory; a new one under `studies/` when left out.
         to: what the answer is exported to, as for `export`; "best" is ONNX where its packages are
             installed, else torch; "none" leaves it out.
+        retrain: of a network from scratch, keep time to train the best once more in the end, as it
+            was, on its validation images as well; that is judged on the test images. Where it
+            cannot be, it is said why.
         model: your own network, as for `train`.
         show: told every line, every `Progress`, and what is being done and why.
         started_at: `time.monotonic()` when the clock began; now, if left out.
@@ -81,7 +85,7 @@ def fit(
         if out is not None
         else default_study_path(Path("studies"), data_name(data), datetime.now())
     )
-    told: dict[str, object] = {"minutes": minutes, "data": data_name(data)}
+    told: dict[str, object] = {"minutes": minutes, "data": data_name(data), "retrain": retrain}
     with watched() as stop:
         _check_before(stop)
         if Study.exists(path):
@@ -89,13 +93,14 @@ def fit(
         else:
             study = Study.create(path, kind="fit", config=asked, asked=told)
         with study.lock():
-            study.go_on(asked, told, kind="fit", may_change=("minutes",))
+            study.go_on(asked, told, kind="fit", may_change=("minutes", "retrain"))
             tell = show or (lambda _: None)
             if _is_over(study):
                 tell(f"already complete: {study.path}; to spend more minutes, give another --out")
                 return study
             clock = Clock(started_at, minutes * 60, _spent_before(study))
-            work = Work(study, data, asked, Extensions(model=model), clock, tell, stop, target)
+            extensions = Extensions(model=model)
+            work = Work(study, data, asked, extensions, clock, tell, stop, target, retrain)
             work.has_answer = work.best() is not None
             stop.said = work.said
             with kept(study, clock):

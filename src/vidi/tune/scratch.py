@@ -21,7 +21,7 @@ from vidi.run import Run
 from vidi.study import Rung, Trial
 from vidi.train.prepare import Prepared
 from vidi.train.trial import Shared, advance
-from vidi.tune.budget import FORWARD_AGAINST_TRAINING, Clock, divide
+from vidi.tune.budget import FORWARD_AGAINST_TRAINING, Clock, divide, retraining_share
 from vidi.tune.rungs import Rules, next_action
 from vidi.tune.sampling import Wish, suggest
 from vidi.tune.work import SPARE_S, Work, counts_of
@@ -52,6 +52,8 @@ def fit_from_scratch(work: Work, shared: Shared) -> None:
             )
         _decide(work, shared, left_s)
     decided = work.study.decided["trainings"]
+    if work.retrain:
+        _keep_time_to_retrain(work, shared, decided)
     match decided["kind"]:
         case "search":
             _search(work, shared, decided)
@@ -103,7 +105,7 @@ def _one(work: Work, shared: Shared) -> None:
     if known is not None and known.is_over:
         return
     if known is None:
-        left_s = max(LEAST_TRAINING_S, work.clock.left_s - work.bundle_s)
+        left_s = max(LEAST_TRAINING_S, work.clock.left_s - work.bundle_s - work.retraining_s)
         known = Trial(
             number=1,
             settings={"train.minutes": round(left_s / 60, 4)},
@@ -111,6 +113,17 @@ def _one(work: Work, shared: Shared) -> None:
         )
     work.doing("training from scratch", "the recipe for such images, as long as fits")
     work.train(shared, known)
+
+
+def _keep_time_to_retrain(work: Work, shared: Shared, decided: Mapping[str, Any]) -> None:
+    """The last training is done again with more images, so all that comes before gets less."""
+    counts = counts_of(shared)
+    # How many times as long as the last training all of them together are.
+    together = {"several": float(decided["number"]), "search": 1 / (1 - SEARCH_SHARE)}
+    share = retraining_share(counts.train, counts.validation)
+    ending_s = work.ending_s(counts, float(decided["forward"]))
+    left_s = max(0.0, work.clock.left_s - ending_s)
+    work.retraining_s = left_s * share / (together.get(decided["kind"], 1.0) + share)
 
 
 # ---- Several -------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from vidi.run import Run, data_name
 from vidi.signals import Stop, watched
 from vidi.space import Distribution, Space
 from vidi.study import Rung, Status, Study, Trial, default_study_path
-from vidi.tune.budget import Clock, divide, judging_seconds, slack
+from vidi.tune.budget import Clock, divide, judging_seconds, retraining_share, slack
 from vidi.tune.mirror import Mirror, show_all
 from vidi.tune.rungs import PROMOTIONS, Action, Promotion, Rules, best_of, next_action, ranked
 from vidi.tune.sampling import SAMPLERS, OwnSpace, Sampler, Wish, suggest
@@ -50,6 +50,8 @@ HURRIED_SHARE: Final = 0.05
 ETA: Final = 3
 # Settings whose values are names of something; those of a space are looked up before all else.
 NAMES: Final = ("model.name", "train.optimizer", "train.schedule")
+# What may be asked for differently when a study is continued.
+MAY_CHANGE: Final = ("minutes", "trials", "retrain")
 # With fewer validation images than this one of them is more than a point of accuracy.
 FEW_TO_JUDGE_BY: Final = 100
 
@@ -71,6 +73,7 @@ def tune(
     sampler: Sampler = "tpe",
     promotion: Promotion = "asha",
     patience: int = 0,
+    retrain: bool = False,
     seed: int = 0,
     workers: int = 1,
     ray: str | None = None,
@@ -95,6 +98,8 @@ def tune(
         sampler: "tpe", "gp", "cmaes", "qmc", "random" or "grid".
         promotion: "asha", "pasha", "halving", "median" or "none"; see `vidi.tune.rungs`.
         patience: end when so many trials in a row were no better than the best; 0: never.
+        retrain: train the best once more in the end, as it was, on its validation images as well,
+            and judge that on the test images; where the time allows, else it is said why not.
         seed: of the suggestions; `train.seed` is that of the trainings.
         workers: processes that train at the same time.
         ray: the address of a Ray cluster to run them on ("local" starts one here); images and study
@@ -126,6 +131,7 @@ def tune(
         sampler=sampler,
         promotion=promotion,
         patience=patience,
+        retrain=retrain,
         seed=seed,
         timeout_s=timeout_s,
         storage_url=storage_url,
@@ -141,7 +147,7 @@ def tune(
     try:
         with study.lock():
             if not fresh:
-                study.go_on(config, wanted.asked, kind="tune", may_change=("minutes", "trials"))
+                study.go_on(config, wanted.asked, kind="tune", may_change=MAY_CHANGE)
                 say(f"continuing {study.path}: {len(study.trials())} trials so far")
             with (
                 contextlib.closing(_crew(study, workers, ray)) as crew,
@@ -178,6 +184,7 @@ class _Wanted:
     sampler: Sampler
     promotion: Promotion
     patience: int
+    retrain: bool
     seed: int
     timeout_s: float
     storage_url: str | None
@@ -199,6 +206,7 @@ class _Wanted:
             "sampler": self.sampler,
             "promotion": self.promotion,
             "patience": self.patience,
+            "retrain": self.retrain,
             "seed": self.seed,
             "objective": "accuracy on the validation images",
         }
@@ -287,6 +295,11 @@ class _Search:
             {name: value for name, value in given.items() if _is_open(wanted.config, name)}
         )
         default = make(self.config, self.facts)
+        self.retraining = 0.0
+        if wanted.retrain:
+            self.retraining = retraining_share(
+                dataset.num_images("train"), dataset.num_images("validation")
+            )
         if "epochs" not in self.study.decided:
             self._measure_and_divide(default.num_epochs, default.steps_per_epoch)
         decided = self.study.decided
@@ -301,6 +314,12 @@ class _Search:
         num_judged = dataset.num_images("validation") + dataset.num_images("test")
         self.num_validation = dataset.num_images("validation")
         self.num_test = dataset.num_images("test")
+        if wanted.retrain and not self.num_test:
+            raise UsageError(
+                "without validation and test images nothing would be left to judge a retrained "
+                "answer by",
+                fix="hold test images out (data.test_fraction), or search without --retrain",
+            )
         if self.num_validation < FEW_TO_JUDGE_BY:
             self.say(
                 f"only {count(self.num_validation, 'validation image')} to choose by: one of them "
@@ -313,6 +332,7 @@ class _Search:
             judging_s=judging_seconds(
                 num_judged, dataset.num_images("train") / decided["seconds_per_epoch"]
             ),
+            retraining=self.retraining,
         )
         self.starts: list[dict[str, Any]] = [{}]
         if wanted.space is None and isinstance(self.space, Space):
@@ -329,6 +349,7 @@ class _Search:
             default_epochs=default_epochs,
             asked_epochs=self.wanted.config.train.epochs,
             eta=ETA,
+            retraining=self.retraining,
         )
         self.study.decide(
             fingerprint=self.facts.dataset.fingerprint,
@@ -407,7 +428,7 @@ class _Search:
         needed_s = self.clock.cost(trials, trial, rung)
         best = best_of(trials, self.rules)
         if rung == len(self.rules.shares) - 1:
-            needed_s += self.clock.judging_s
+            needed_s += self.clock.answer_s(trials, trial)
         elif best is None:
             # The first of all: something has to be begun, or there is no answer.
             return not self.trials or time.monotonic() + needed_s < self.deadline
@@ -625,13 +646,17 @@ class _Search:
         self.say(f"the answer: trial {best.number}, {accuracy:.2%} on validation; {then}")
         if self.study.final_path.exists():
             storage.discard_folder([self.study.final_path])
+        retrains = self.wanted.retrain and self._has_time_to_retrain(best, hurried=hurried)
+        config = self._config_of(best, for_a_worker=True).to_toml()
         message = {
             "do": "finish",
             "source": str(run.path.resolve()),
             "path": str(self.study.final_path.resolve()),
-            "config": self._config_of(best, for_a_worker=True).to_toml(),
+            "config": config,
             "last_step": last_step,
             "deadline_s": left_s,
+            # The test images are looked at by the answer alone.
+            "splits": ["validation"] if retrains else ["validation", "test"],
         }
         looks = sum(event["event"] == "answered" for event in self.study.events.read())
         if looks and self.num_test:
@@ -642,8 +667,52 @@ class _Search:
         self.study.note("concluding", trial=best.number, last_step=last_step)
         told = self._answer(0, message)["result"]
         self.study.note("answered", trial=best.number, **_part(told, "step", "accuracy"))
-        self.study.write_best(self._config_of(best))
+        about = self._retrained(best, config) if retrains else ()
+        self.study.write_best(self._config_of(best), about=about)
         self.study.decide(answer=best.number)
+
+    def _has_time_to_retrain(self, best: Trial, *, hurried: bool) -> bool:
+        if hurried:
+            why = "it was stopped"
+        elif self.deadline is None:
+            return True
+        else:
+            # The data are opened once more, with other splits.
+            needed_s = self.opened_s + self.clock.to_the_end(self._sorted(), best)
+            left_s = self.deadline - time.monotonic()
+            if needed_s <= left_s:
+                return True
+            why = f"it would take {needed_s:.0f} s and there are {max(0.0, left_s):.0f}"
+        self._not_retrained(why)
+        return False
+
+    def _not_retrained(self, why: str) -> None:
+        self.say(f"not trained again on the validation images too: {why}")
+        self.study.note("not retrained", why=why)
+
+    def _retrained(self, best: Trial, config: str) -> tuple[str, ...]:
+        """The answer learns from the validation images as well; what is to be known of that."""
+        name = f"trial {best.number}"
+        self.say(f"training {name} again, on the validation images too")
+        self.study.note("retraining", trial=best.number)
+        left_s = None
+        if self.deadline is not None:
+            left_s = max(0.0, self.deadline - self.clock.judging_s - time.monotonic())
+        paths = self.study.final_path.resolve(), self.study.retrained_path.resolve()
+        message = {"config": config, "name": name, "source": str(paths[0]), "path": str(paths[1])}
+        try:
+            self._answer(0, {"do": "retrain", "deadline_s": left_s, **message})
+        except (TrainingError, StorageError, DataError) as error:
+            self._not_retrained(error.message)
+            self._answer(0, {"do": "conclude", "path": str(paths[0]), "config": config})
+            return ()
+        storage.discard_folder([self.study.final_path])
+        self.study.retrained_path.rename(self.study.final_path)
+        self.study.note("retrained", trial=best.number)
+        return (
+            "The answer learnt from the validation images as well: vidi train DATA --config "
+            f"{self.study.best_path.name} --set data.learn_validation=true",
+        )
 
     def _too_short(self) -> VidiError:
         """No trial came far enough to be judged."""
@@ -706,10 +775,16 @@ class _Search:
     ) -> Mapping[str, Any]:
         """Gives an idle worker something to do and waits for it. Others may go on meanwhile."""
         deaths = 0
+        urgent, stopping = message["do"] in ("finish", "conclude"), False
         self.crew.send(worker, message)
         while True:
             event = self.crew.wait(_POLL_S)
-            if self.stop and message["do"] != "finish":
+            if self.stop and message["do"] == "retrain":
+                # It is at work on what the answer will not need now.
+                if not stopping:
+                    self.crew.stop(worker)
+                stopping = True
+            elif self.stop and not urgent:
                 self._interrupted()
             if event is None:
                 continue
@@ -722,6 +797,8 @@ class _Search:
                     return told
                 case "failed":
                     raise _error_of(told)
+                case "died" | "stopped" if stopping:
+                    self._interrupted()
                 case "died" | "stopped":
                     deaths += 1
                     if deaths > MAX_RETRIES:

@@ -13,10 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, final
 
+from vidi import storage
 from vidi.config import parse
 from vidi.errors import Interrupted, UsageError, VidiError
+from vidi.run import Run
 from vidi.train.loop import Progress
 from vidi.train.prepare import check_names
+from vidi.train.retrain import retrain
 from vidi.train.trial import Shared, advance, conclude, copy_run, shorten
 
 # Progress is told at most so often; a worker that tells nothing for long is taken to hang.
@@ -51,6 +54,10 @@ class Session:
                     answer = self._advance(message)
                 case "finish":
                     answer = self._finish(message)
+                case "conclude":
+                    answer = self._conclude(message)
+                case "retrain":
+                    answer = self._retrain(message)
                 case other:
                     raise UsageError(f"a worker cannot {other!r}")
         except Interrupted as error:
@@ -139,7 +146,8 @@ class Session:
         return {"result": asdict(result)}
 
     def _finish(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """A copy of a trial, trained to its end, or to an earlier one, and judged: the answer."""
+        """A copy of a trial, trained to its end, or to an earlier one, and judged: the answer, or
+        what is to be retrained."""
         source, target = Path(message["source"]), Path(message["path"])
         config = parse(message["config"], origin="the trial's config")
         if not target.exists():
@@ -153,8 +161,33 @@ class Session:
             # Slower than it was: the learning rate falls over a few more steps, and that is it.
             shorten(target, min(result.horizon_steps, result.step + max(1, result.step // 50)))
             result = advance(target, self._opened(), config, tell=self._tell)
-        conclude(target, self._opened(), config, tell=self._tell)
+        conclude(target, self._opened(), config, splits=message["splits"], tell=self._tell)
         return {"result": asdict(result)}
+
+    def _conclude(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """What was to be retrained is the answer all the same."""
+        config = parse(message["config"], origin="the trial's config")
+        conclude(Path(message["path"]), self._opened(), config, tell=self._tell)
+        return {"result": {}}
+
+    def _retrain(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe of a finished run, with its validation images."""
+        shared, target = self._opened(), Path(message["path"])
+        if target.exists():
+            # Of a search that was killed in the middle of it.
+            storage.discard_folder([target])
+        left_s = message.get("deadline_s")
+        retrain(
+            target,
+            shared.data,
+            Run.open(Path(message["source"])),
+            parse(message["config"], origin="the trial's config"),
+            shared.extensions,
+            name=message["name"],
+            ends_at=None if left_s is None else time.monotonic() + float(left_s),
+            tell=self._tell,
+        )
+        return {"result": {}}
 
     def _opened(self) -> Shared:
         if self._shared is None:

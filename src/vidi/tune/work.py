@@ -107,8 +107,9 @@ def kept(study: Study, clock: Clock) -> Iterator[None]:
 class Work:
     """One call of `fit`: what it was given and what it has by now.
 
-    export: what the answer is exported to; None for nothing. bundle_s: what that takes, by the
-    network, once that is known.
+    export: what the answer is exported to; None for nothing. retrain: whether it is trained again
+    on its validation images too. bundle_s: what an export takes, by the network, once that is
+    known. retraining_s: kept for training again.
     """
 
     study: Study
@@ -119,7 +120,9 @@ class Work:
     show: Show
     stop: Stop
     export: str | None
+    retrain: bool = False
     bundle_s: float = 0.0
+    retraining_s: float = 0.0
     has_answer: bool = False
     is_over: bool = False
 
@@ -197,7 +200,8 @@ class Work:
         self.bundle_s = export_s(self.export, layers)
 
     def ending_s(self, counts: Counts, forward: float, *, judged: bool = True) -> float:
-        return ending_s(counts, forward, bundle_s=self.bundle_s, judged=judged) + SPARE_S
+        ending = ending_s(counts, forward, bundle_s=self.bundle_s, judged=judged)
+        return ending + self.retraining_s + SPARE_S
 
     # ---- Training and judging --------------------------------------------------------------------
 
