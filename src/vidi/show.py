@@ -19,6 +19,7 @@ from vidi import schedule
 from vidi.errors import VidiError
 from vidi.facts import StepTiming
 from vidi.predict.inputs import find
+from vidi.report.words import between, share
 from vidi.storage import shown
 
 if TYPE_CHECKING:
@@ -438,11 +439,11 @@ def evaluation_tables(evaluation: Evaluation) -> None:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+    return "-" if value is None else share(value)
 
 
 def _between(interval: tuple[float, float] | None) -> str:
-    return "-" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
+    return "-" if interval is None else between(interval)
 
 
 def effect_table(effects: Sequence[Effect], seeds: int) -> None:
@@ -609,7 +610,7 @@ def rate_curve(plan: Plan, columns: int = 60) -> str:
     curve = schedule.make(name, warmup_fraction=plan.schedule.warmup_fraction, **settings)
     blocks = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
     shares = [curve(column / (columns - 1)) for column in range(columns)]
-    drawn = "".join(blocks[round(share * 8)] for share in shares)
+    drawn = "".join(blocks[round(each * 8)] for each in shares)
     return f"\nlearning rate, peak {plan.optimizer.learning_rate:.3g}\n|{drawn}|"
 
 
