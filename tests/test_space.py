@@ -26,6 +26,7 @@ from vidi.space import (
     read,
     uniform,
 )
+from vidi.tune.sampling import Wish, suggest
 
 
 @pytest.mark.parametrize(
@@ -208,3 +209,46 @@ def test_the_default_space_follows_the_images(
     axes = {axis.name: axis.distribution for axis in space}
     assert axes["train.batch_size"].values == batches
     assert ("train.imbalance" in axes) == imbalance
+
+
+RARE = facts(50_000, rare=100)
+
+
+def test_of_the_remedies_for_rare_classes_one_is_tried_at_a_time() -> None:
+    space = default_space(Config(), RARE, pretrained=False)
+    drawn = [suggest(space, Config(), Wish("random", 3), (), number) for number in range(1, 60)]
+    remedies = {
+        (one.settings["train.imbalance"], one.settings.get("train.sampling"))
+        for one in drawn
+        if one is not None
+    }
+    assert remedies == {
+        ("none", "each"),
+        ("none", "balanced"),
+        ("logit_adjustment", None),
+        ("weighted", None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "left"),
+    [
+        ({"train.sampling": "balanced"}, set()),
+        ({"train.sampling": "weighted"}, set()),
+        ({"train.sampling": "each"}, {"train.imbalance"}),
+        ({"train.imbalance": "weighted"}, set()),
+        ({"train.imbalance": "none"}, {"train.sampling"}),
+    ],
+)
+def test_a_remedy_that_was_asked_for_is_the_only_one(
+    asked: dict[str, object], left: set[str]
+) -> None:
+    space = default_space(Config().with_settings(asked), RARE, pretrained=False)
+    names = {axis.name for axis in space}
+    assert names & {"train.imbalance", "train.sampling"} == left
+
+
+def test_where_the_owner_weighs_the_images_no_remedy_is_tried() -> None:
+    weighted = RARE.model_copy(update={"weighted": True})
+    names = {axis.name for axis in default_space(Config(), weighted, pretrained=False)}
+    assert not names & {"train.imbalance", "train.sampling"}

@@ -240,18 +240,33 @@ def default_space(config: Config, facts: DatasetFacts, *, pretrained: bool) -> S
     """
     found = _fine_tuning() if pretrained else _from_scratch(facts)
     counts = [count for count in facts.counts["train"] if count]
-    if max(counts) > 3 * min(counts):
-        found["train.imbalance"] = choice("none", "logit_adjustment", "weighted")
+    # Where the owner says how often images are drawn, that is the remedy.
+    undecided = config.train.sampling in (None, "each") and not facts.weighted
+    if undecided and max(counts) > 3 * min(counts):
+        found |= _against_imbalance()
     open_ones = {
         name: given
         for name, given in found.items()
         if getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) is None
     }
     # Where the optimizer is asked for, only its own ranges are left.
-    asked = {"train.optimizer": config.train.optimizer} if config.train.optimizer else {}
+    settled = {
+        "train.optimizer": config.train.optimizer,
+        "train.imbalance": config.train.imbalance,
+    }
+    asked = {name: value for name, value in settled.items() if value is not None}
     return Space.of(
         {name: kept for name, given in open_ones.items() if (kept := _decided(given, asked))}
     )
+
+
+def _against_imbalance() -> dict[str, Distribution | Sequence[Distribution]]:
+    """One remedy at a time: classes drawn alike and a loss that makes rare ones count more favour
+    them twice."""
+    return {
+        "train.imbalance": choice("none", "logit_adjustment", "weighted"),
+        "train.sampling": choice("each", "balanced").when("train.imbalance", "none"),
+    }
 
 
 def _from_scratch(facts: DatasetFacts) -> dict[str, Distribution | Sequence[Distribution]]:
