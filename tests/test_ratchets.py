@@ -117,8 +117,9 @@ PUBLIC = {
     "| None' = None) -> 'Study'",
     "ablate": "(data: 'str | Path', config: 'Config | None' = None, *, "
     "settings: 'Mapping[str, object] | None' = None, factors: 'Sequence[str]' = (), "
-    "seeds: 'int' = 3, minutes: 'float | None' = None, out: 'str | Path | None' = None, "
-    "show: 'Show | None' = None, started_at: 'float | None' = None) -> 'Study'",
+    "seeds: 'int' = 3, minutes: 'float | None' = None, workers: 'int' = 1, "
+    "out: 'str | Path | None' = None, show: 'Show | None' = None, "
+    "started_at: 'float | None' = None) -> 'Study'",
     "cache": "(*, prune: 'bool' = False, unused_days: 'float' = 30.0, "
     "max_gb: 'float | None' = None, cache_dir: 'str | Path | None' = None) "
     "-> 'tuple[list[CachedStore], list[CachedStore]]'",
@@ -225,6 +226,7 @@ OPTIONS = {
     "ablate": {
         "--factors",
         "--seeds",
+        "--workers",
         "--minutes",
         "--epochs",
         "--model",

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import vidi
@@ -251,3 +252,35 @@ def test_killed_at_random_moments_it_ends_with_the_same_answers(
             theirs = finished.trial_run(trial.number).read_predictions("validation")
             assert np.array_equal(ours["probabilities"], theirs["probabilities"])
             assert [r.accuracy for r in trial.rungs] == [r.accuracy for r in whole.rungs]
+
+
+def test_workers_train_the_same_and_a_killed_one_costs_nothing_but_time(
+    photos: Path, finished: Study, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def show(line: Any) -> None:
+        # At work on the first training: its process is one of ours.
+        if str(line).startswith("training 2 of") and not killed:
+            child = psutil.Process().children()[0]
+            killed.append(child.pid)
+            child.kill()
+
+    study = ablated(photos, tmp_path / "a", workers=2, show=show)
+    assert killed
+    assert sorted(trial.retries for trial in study.trials())[-1] == 1
+    assert sum(trial.retries for trial in study.trials()) == 1
+
+    def told(one: Study) -> list[Any]:
+        return [(each.number, each.settings, each.status, each.last and each.last.accuracy)
+                for each in one.trials()]  # fmt: skip
+
+    assert told(study) == told(finished)
+    ours, its = ([effect.differences for effect in of_study(one)] for one in (study, finished))
+    assert ours == its
+    assert not psutil.Process().children()
+
+
+def test_no_workers_are_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="workers = 0"):
+        ablated(photos, tmp_path / "a", workers=0)

@@ -22,6 +22,7 @@ from vidi.cli.options import (
     Retrain,
     Settings,
     StudyFolder,
+    Workers,
     asked_config,
 )
 from vidi.cli.printing import evaluation_of, print_evaluation, print_json, shortly
@@ -236,9 +237,7 @@ def tune(
     ] = 0,
     retrain: Retrain = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the suggestions.")] = 0,
-    workers: Annotated[
-        int, typer.Option("--workers", metavar="N", min=1, help="Trials at the same time.")
-    ] = 1,
+    workers: Workers = 1,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -370,6 +369,7 @@ def ablate(
         int, typer.Option("--seeds", metavar="N", min=2, help="Trainings of each change.")
     ] = 3,
     minutes: Minutes = None,
+    workers: Workers = 1,
     epochs: Annotated[
         float | None,
         typer.Option("--epochs", metavar="N", help="Length of each training.", show_default=False),
@@ -397,6 +397,7 @@ def ablate(
             factors=() if factors is None else tuple(name.strip() for name in factors.split(",")),
             seeds=seeds,
             minutes=minutes,
+            workers=workers,
             out=out,
             show=show,
             started_at=STARTED_AT,

@@ -127,6 +127,9 @@ Calibrated = Annotated[
 Trusted = Annotated[
     bool, typer.Option("--trusted", help="Load a file of torch.export, which can run code.")
 ]
+Workers = Annotated[
+    int, typer.Option("--workers", metavar="N", min=1, help="Trials at the same time.")
+]
 Retrain = Annotated[
     bool,
     typer.Option(

@@ -16,16 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, final
 
+import torch
+
 from vidi import model, probe
 from vidi.config import Config, parse
 from vidi.data import Dataset, PixelStore, open_dataset
 from vidi.errors import ConfigError, Interrupted, MismatchError, UsageError, VidiError
+from vidi.evaluate import predict
 from vidi.facts import Facts, ModelFacts, Split
 from vidi.image import PixelContract
-from vidi.own_data import Say, audit_of, decoded
+from vidi.own_data import Say, audit_of, decoded, plan_of
 from vidi.plan import Plan, annealed, choose_model, make
 from vidi.report import write
-from vidi.restore import Initial, load_best
+from vidi.restore import Initial, build_model, load_best, load_weights
 from vidi.run import Run
 from vidi.signals import watched
 from vidi.train.head import begun_job
@@ -35,7 +38,9 @@ from vidi.train.prepare import (
     Looked,
     Prepared,
     build_state,
+    evaluation_loader,
     looked_at,
+    own_model,
     planned,
 )
 from vidi.train.resume import Reopened, differing, restored
@@ -255,6 +260,42 @@ def advance(
             state = build_state(prepared.plan, prepared.model)
             go(prepared, state)
     return result_of(run, state.step, prepared.plan.horizon_steps, time.monotonic() - began_at)
+
+
+def train_and_answer(
+    run_path: Path,
+    shared: Shared,
+    config: Config,
+    *,
+    deadline: float | None = None,
+    tell: Show | None = None,
+) -> TrialResult:
+    """`advance` to the end; what the last weights say of every validation image is then kept in the
+    run, so that trainings are compared image by image. Raises as `advance`."""
+    result = advance(run_path, shared, config, deadline=deadline, tell=tell)
+    if not result.finished:
+        return result
+    run = Run.open(run_path)
+    plan = plan_of(run)
+    looked = shared.looked(config)
+    classifier = build_model(
+        plan, own_model(plan, config, shared.extensions), initial=shared.initial
+    )
+    checkpoint, _ = run.newest_checkpoint()
+    assert checkpoint is not None, "a finished trial has its last step"
+    name = "ema.safetensors" if "ema.safetensors" in checkpoint.names else "model.safetensors"
+    load_weights(classifier, checkpoint.read(name), origin=f"{run_path}, step {checkpoint.step}")
+    loader = evaluation_loader(plan, looked.dataset, looked.store, "validation")
+    device = torch.device(plan.execution.device)
+    answers = None
+    for part in predict(classifier, loader, plan.pixels.image_px, "float32", device):
+        answers = part
+    assert answers is not None, "validation images are there"
+    run.write_predictions(
+        "validation",
+        {"ids": answers.ids, "labels": answers.labels, "probabilities": answers.probabilities},
+    )
+    return result
 
 
 def shorten(run_path: Path, last_step: int) -> None:

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
-
-import torch
+from typing import Any, Final, NamedTuple, final
 
 from vidi import storage
 from vidi.config import Config
 from vidi.effects import BASE, Effect, of_study, trial_number
 from vidi.errors import Interrupted, InUseError, StorageError, TrainingError, UsageError, VidiError
-from vidi.evaluate import predict
 from vidi.facts import Facts
 from vidi.plan import Plan, make
 from vidi.report import write_study
 from vidi.report.words import count
-from vidi.restore import build_model, load_weights
 from vidi.run import Run
+from vidi.signals import watched
 from vidi.study import Rung, Study, Trial, default_study_path
-from vidi.train.prepare import Extensions, evaluation_loader, own_model
-from vidi.train.trial import Shared, Show, advance
+from vidi.train.trial import Shared, Show, TrialResult, train_and_answer
 from vidi.tune.budget import epochs_of
 from vidi.tune.factors import (
     CAREFUL,
@@ -39,11 +37,13 @@ from vidi.tune.factors import (
     order,
     pinned,
 )
+from vidi.tune.workers import ENDINGS, GRACE_S, Event, Processes, error_of
 
 # So often a training whose process died is tried again before it is given up.
 MOST_RETRIES: Final = 2
 # What an ablation decided when it began, and goes by when it is continued.
 _DECIDED: Final = ("levels", "base", "left_out", "length")
+_POLL_S: Final = 0.2
 # Kept free for the page and the way out.
 _CLOSING_S: Final = 3.0
 
@@ -56,6 +56,7 @@ def ablate(
     factors: Sequence[str] = (),
     seeds: int = 3,
     minutes: float | None = None,
+    workers: int = 1,
     out: str | Path | None = None,
     show: Show | None = None,
     started_at: float | None = None,
@@ -72,6 +73,8 @@ def ablate(
         factors: names of `vidi.tune.factors.FACTORS`; all, the most important first, if empty.
         seeds: how many trainings each change gets, 2 or more.
         minutes: wall-clock time for everything; what cannot be finished is not begun.
+        workers: processes that train at the same time, each on its part of the cores or a graphics
+            card of its own; 1 trains in this one.
         out: the study's directory; one that was stopped is continued. A new one under `studies/`
             when left out.
         show: told every line and every `Progress`.
@@ -91,6 +94,8 @@ def ablate(
         raise UsageError(f"seeds = {seeds}: luck can only be seen with two or more")
     if minutes is not None and not minutes > 0:
         raise UsageError(f"minutes = {minutes}: there has to be some time")
+    if workers < 1:
+        raise UsageError(f"workers = {workers}: somebody has to do it")
     if asked.train.minutes is not None:
         raise UsageError(
             "train.minutes is the time of one training, and these have equal epochs",
@@ -118,7 +123,12 @@ def ablate(
             }
             study.go_on(asked, {**wanted, **kept}, kind="ablate", may_change=("minutes",))
             try:
-                _run_all(study, shared, asked, deadline, tell)
+                ablation = _Ablation(study, asked, deadline, tell, workers)
+                if workers == 1:
+                    _train_here(ablation, shared)
+                else:
+                    _train_in_processes(ablation, data, shared)
+                ablation.say_what_is_missing()
             except UsageError:
                 if fresh:
                     study.discard_unbegun()
@@ -230,49 +240,233 @@ def _described(plan: Plan, epochs: float) -> dict[str, Any]:
 # ---- The trainings -------------------------------------------------------------------------------
 
 
-def _run_all(
-    study: Study, shared: Shared, asked: Config, deadline: float | None, tell: Show
-) -> None:
-    levels, seeds = study.asked["levels"], int(study.asked["seeds"])
-    known = {trial.number: trial for trial in study.trials()}
-    fixed = asked.with_settings(study.asked["length"])
-    refused: set[int] = set()
-    said_how_long = False
-    everything = order(len(levels), seeds)
-    for place, pair in enumerate(everything, start=1):
-        number = trial_number(pair.level, pair.seed, seeds)
-        trial = known.get(number)
-        if (trial is not None and trial.is_over) or pair.level in refused:
-            continue
-        if not _can_be_finished(study, known, pair, seeds, deadline):
-            if pair.level == 0:
-                raise _too_short(study, known, seeds)
-            refused.add(pair.level)
-            what = _worded(levels[pair.level])
-            study.note("not started", why="it could not be finished in the time left", what=what)
-            continue
-        trial = _begun(study, trial, number, levels[pair.level], pair.seed)
-        if not trial.is_over:
-            what = f"{_worded(levels[pair.level])}, seed {pair.seed}"
-            tell(f"training {place} of {len(everything)}: {what}")
-            trial = _trained(study, shared, fixed, trial, deadline, tell)
-        known[number] = trial
-        if pair.level == 0 and pair.seed == seeds - 1:
-            _refuse_without_base(known, seeds)
-        if not said_how_long and _base_s(known, seeds):
-            said_how_long = True
-            tell(_forecast(study, known, seeds))
-    if missing := [
-        _worded(levels[pair.level])
-        for pair in everything
-        if pair.seed == 0
-        and not all(_is_over(known, pair.level, seed, seeds) for seed in range(seeds))
-    ]:
-        rest = _minutes(_rest_s(study, known, seeds, _base_s(known, seeds)))
-        tell(
+@final
+class _Ablation:
+    """What is known while an ablation is at work, and what is trained next."""
+
+    def __init__(
+        self, study: Study, asked: Config, deadline: float | None, tell: Show, workers: int
+    ) -> None:
+        self.study = study
+        self.deadline = deadline
+        self.tell = tell
+        self.workers = workers
+        self._levels, self._seeds = study.asked["levels"], int(study.asked["seeds"])
+        self._fixed = asked.with_settings(study.asked["length"])
+        self._known = {trial.number: trial for trial in study.trials()}
+        self._order = order(len(self._levels), self._seeds)
+        self._refused: set[int] = set()
+        self._said_how_long = False
+
+    def next(self, busy: Collection[int] = ()) -> Trial | None:
+        """What is trained next, besides the trials that are at work; None: nothing now.
+
+        Raises UsageError when the minutes are too few for the base.
+        """
+        for place, pair in enumerate(self._order, start=1):
+            number = trial_number(pair.level, pair.seed, self._seeds)
+            trial = self._known.get(number)
+            if (trial is not None and trial.is_over) or number in busy:
+                continue
+            if pair.level in self._refused:
+                continue
+            if pair.level and busy and self.deadline and not _base_s(self._known, self._seeds):
+                # How long one takes will be known when the first of the base is done.
+                return None
+            if not self._can_be_finished(pair):
+                if pair.level == 0:
+                    raise _too_short(self.study, self._known, self._seeds)
+                self._refused.add(pair.level)
+                why, what = "it could not be finished in the time left", self._levels[pair.level]
+                self.study.note("not started", why=why, what=_worded(what))
+                continue
+            trial = _begun(self.study, trial, number, self._levels[pair.level], pair.seed)
+            self._known[number] = trial
+            if not trial.is_over:
+                what = f"{_worded(self._levels[pair.level])}, seed {pair.seed}"
+                self.tell(f"training {place} of {len(self._order)}: {what}")
+                return trial
+        return None
+
+    def ended(self, trial: Trial) -> None:
+        """A training has come to an end, for now or for good.
+
+        Raises TrainingError when the base failed with every seed.
+        """
+        self._known[trial.number] = trial
+        _refuse_without_base(self._known, self._seeds)
+        if not self._said_how_long and _base_s(self._known, self._seeds):
+            self._said_how_long = True
+            self.tell(_forecast(self.study, self._known, self._seeds))
+
+    def config_of(self, trial: Trial) -> Config:
+        return self._fixed.with_settings(trial.settings)
+
+    def say_what_is_missing(self) -> None:
+        missing = [
+            _worded(self._levels[pair.level])
+            for pair in self._order
+            if pair.seed == 0
+            and not all(
+                _is_over(self._known, pair.level, seed, self._seeds) for seed in range(self._seeds)
+            )
+        ]
+        if not missing:
+            return
+        base_s = _base_s(self._known, self._seeds)
+        rest = _minutes(_rest_s(self.study, self._known, self._seeds, base_s))
+        self.tell(
             f"no time is left for {count(len(missing), 'change')}, from '{missing[0]}' on; the "
             f"same command with --minutes {rest} does the rest"
         )
+
+    def _can_be_finished(self, pair: Pair) -> bool:
+        seeds, known = self._seeds, self._known
+        of_level = [known.get(trial_number(pair.level, seed, seeds)) for seed in range(seeds)]
+        base = [known.get(trial_number(0, seed, seeds)) for seed in range(seeds)]
+        left = sum(1 for each in of_level if each is None or not each.is_over)
+        return fits(
+            pair.level,
+            math.ceil(left / self.workers),
+            base_s=[each.last.seconds for each in base if each is not None and each.last],
+            cost=float(self._levels[pair.level]["cost"]),
+            left_s=None if self.deadline is None else self.deadline - time.monotonic(),
+        )
+
+
+def _train_here(ablation: _Ablation, shared: Shared) -> None:
+    while (trial := ablation.next()) is not None:
+        study, began_at = ablation.study, time.monotonic()
+        before_s = sum(_seconds_noted(study, trial.number))
+        config, path = ablation.config_of(trial), study.trial_run_path(trial.number)
+        try:
+            result = train_and_answer(
+                path, shared, config, deadline=ablation.deadline, tell=ablation.tell
+            )
+        except Interrupted:
+            _stopped(study, trial, before_s + time.monotonic() - began_at)
+            raise
+        except (InUseError, StorageError):
+            raise
+        except VidiError as error:
+            ablation.ended(_failed(ablation, trial, error.message))
+        else:
+            spent_s = before_s + time.monotonic() - began_at
+            ablation.ended(_judged(ablation, trial, result, spent_s))
+
+
+class _Job(NamedTuple):
+    """What a worker is at. before_s: what the training has taken in earlier calls."""
+
+    trial: Trial
+    began_at: float
+    before_s: float
+
+    @property
+    def spent_s(self) -> float:
+        return self.before_s + time.monotonic() - self.began_at
+
+
+def _train_in_processes(ablation: _Ablation, data: str | Path, shared: Shared) -> None:
+    """The same by worker processes, each of which has the data open."""
+    study, workers = ablation.study, ablation.workers
+    threads = max(1, shared.facts.machine.usable_cores // workers)
+    where = str(Path(data).resolve()) if Path(data).exists() else str(data)
+    opening = {"do": "open", "data": where, "config": shared.config.to_toml()}
+    jobs: dict[int, _Job] = {}
+    with (
+        contextlib.closing(Processes(workers, study.path / "workers.log")) as crew,
+        watched() as stop,
+    ):
+        ready: set[int] = set()
+        for worker in range(workers):
+            crew.send(worker, opening)
+        while True:
+            for worker in sorted(ready - jobs.keys()):
+                trial = ablation.next([job.trial.number for job in jobs.values()])
+                if trial is None:
+                    break
+                config = ablation.config_of(trial)
+                if config.machine.threads is None:
+                    config = config.with_settings({"machine.threads": threads})
+                left = ablation.deadline
+                crew.send(
+                    worker,
+                    {
+                        "do": "train",
+                        "path": str(study.trial_run_path(trial.number).resolve()),
+                        "config": config.to_toml(),
+                        "deadline_s": None if left is None else max(0.0, left - time.monotonic()),
+                    },
+                )
+                before_s = sum(_seconds_noted(study, trial.number))
+                jobs[worker] = _Job(trial, time.monotonic(), before_s)
+            if len(ready) == workers and not jobs:
+                return
+            event = crew.wait(_POLL_S)
+            if stop:
+                _stop(study, crew, jobs)
+                assert stop.signal_number is not None
+                raise Interrupted(
+                    f"stopped; everything is saved in {study.path}",
+                    signal_number=stop.signal_number,
+                    fix=f"give the same command again to continue, with --out {study.path}",
+                )
+            if event is not None:
+                _take(ablation, event, jobs, ready, crew, opening)
+
+
+def _take(
+    ablation: _Ablation,
+    event: Event,
+    jobs: dict[int, _Job],
+    ready: set[int],
+    crew: Processes,
+    opening: Mapping[str, Any],
+) -> None:
+    """What a worker says: of the data, or of the training that it is at."""
+    kind, job = event.message["kind"], jobs.get(event.worker)
+    if kind not in ENDINGS:
+        return
+    if kind in ("died", "stopped"):
+        # Another process takes its place; the training goes on from its checkpoint.
+        ready.discard(event.worker)
+        if jobs.pop(event.worker, None) is None:
+            raise TrainingError(
+                f"a worker cannot open the data: {event.message['message']}",
+                fix=f"see {storage.shown(ablation.study.path / 'workers.log')}",
+            )
+        assert job is not None
+        Run.break_lock(ablation.study.trial_run_path(job.trial.number))
+        crew.send(event.worker, opening)
+        return
+    if job is None:
+        if kind == "failed":
+            raise error_of(event.message)
+        ready.add(event.worker)
+        return
+    del jobs[event.worker]
+    if kind == "failed":
+        error = error_of(event.message)
+        if isinstance(error, InUseError | StorageError):
+            raise error
+        ablation.ended(_failed(ablation, job.trial, error.message))
+        return
+    result = TrialResult(**event.message["result"])
+    ablation.ended(_judged(ablation, job.trial, result, job.spent_s))
+
+
+def _stop(study: Study, crew: Processes, jobs: dict[int, _Job]) -> None:
+    """Lets the workers save what they are at, and writes down that it goes on later."""
+    for worker in jobs:
+        crew.stop(worker)
+    waiting, until = set(jobs), time.monotonic() + GRACE_S
+    while waiting and time.monotonic() < until:
+        event = crew.wait(_POLL_S)
+        if event is not None and event.message["kind"] in ENDINGS:
+            waiting.discard(event.worker)
+    for job in jobs.values():
+        _stopped(study, job.trial, job.spent_s)
 
 
 def _is_over(known: Mapping[int, Trial], level: int, seed: int, seeds: int) -> bool:
@@ -345,23 +539,10 @@ def _worded(level: Mapping[str, Any]) -> str:
     return f"{level['factor']}: {level['level']}" if level["factor"] else str(level["level"])
 
 
-def _can_be_finished(
-    study: Study, known: Mapping[int, Trial], pair: Pair, seeds: int, deadline: float | None
-) -> bool:
-    of_level = [known.get(trial_number(pair.level, seed, seeds)) for seed in range(seeds)]
-    base = [known.get(trial_number(0, seed, seeds)) for seed in range(seeds)]
-    return fits(
-        pair.level,
-        sum(1 for each in of_level if each is None or not each.is_over),
-        base_s=[each.last.seconds for each in base if each is not None and each.last],
-        cost=float(study.asked["levels"][pair.level]["cost"]),
-        left_s=None if deadline is None else deadline - time.monotonic(),
-    )
-
-
 def _refuse_without_base(known: Mapping[int, Trial], seeds: int) -> None:
-    base = [known[trial_number(0, seed, seeds)] for seed in range(seeds)]
-    if all(each.status == "failed" for each in base):
+    base = [known.get(trial_number(0, seed, seeds)) for seed in range(seeds)]
+    if all(each is not None and each.status == "failed" for each in base):
+        assert base[0] is not None
         raise TrainingError(
             f"the base failed with every seed: {base[0].reason}",
             fix="train it alone first, and give what works with --config",
@@ -392,51 +573,34 @@ def _begun(
     return trial
 
 
-def _trained(
-    study: Study,
-    shared: Shared,
-    fixed: Config,
-    trial: Trial,
-    deadline: float | None,
-    tell: Show,
-) -> Trial:
-    """Train one to its end, keep its answers, and write what it was worth."""
-    path = study.trial_run_path(trial.number)
-    before_s = sum(_seconds_noted(study, trial.number))
-    began_at = time.monotonic()
+def _stopped(study: Study, trial: Trial, spent_s: float) -> None:
+    """As if it had not been touched: it is no death of a process."""
+    study.note("stopped", trial=trial.number, seconds_so_far=spent_s)
+    study.write_trial(replace(trial, status="waiting"))
 
-    def spent() -> float:
-        return before_s + time.monotonic() - began_at
 
-    try:
-        config = fixed.with_settings(trial.settings)
-        result = advance(path, shared, config, deadline=deadline, tell=tell)
-        if result.finished:
-            _keep_answers(path, shared, config)
-    except Interrupted:
-        # As if it had not been touched: it is no death of a process.
-        study.note("stopped", trial=trial.number, seconds_so_far=spent())
-        study.write_trial(replace(trial, status="waiting"))
-        raise
-    except (InUseError, StorageError):
-        raise
-    except VidiError as error:
-        trial = replace(trial, status="failed", reason=error.message)
-        study.write_trial(trial)
-        study.note("failed", trial=trial.number, why=error.message)
-        tell(f"failed: {error.message}")
-        return trial
+def _failed(ablation: _Ablation, trial: Trial, why: str) -> Trial:
+    trial = replace(trial, status="failed", reason=why)
+    ablation.study.write_trial(trial)
+    ablation.study.note("failed", trial=trial.number, why=why)
+    ablation.tell(f"failed: {why}")
+    return trial
+
+
+def _judged(ablation: _Ablation, trial: Trial, result: TrialResult, spent_s: float) -> Trial:
+    """Writes down what a training was worth, or that it has to go on later."""
+    study = ablation.study
     if not result.finished or result.accuracy is None:
         trial = replace(trial, status="waiting", reason="the time was over before it was done")
-        study.note("stopped", trial=trial.number, seconds_so_far=spent())
+        study.note("stopped", trial=trial.number, seconds_so_far=spent_s)
         study.write_trial(trial)
         return trial
-    rung = Rung(result.step, result.accuracy, result.log_loss, spent())
+    rung = Rung(result.step, result.accuracy, result.log_loss, spent_s)
     trial = replace(trial.with_rung(rung), status="finished", reason="")
     study.write_trial(trial)
     study.note("finished", trial=trial.number, accuracy=result.accuracy)
-    _forget_weights(path)
-    tell(f"{trial.origin}: {result.accuracy:.2%} of the validation images right")
+    _forget_weights(study.trial_run_path(trial.number))
+    ablation.tell(f"{trial.origin}: {result.accuracy:.2%} of the validation images right")
     return trial
 
 
@@ -446,28 +610,6 @@ def _seconds_noted(study: Study, number: int) -> list[float]:
         for each in study.events.read()
         if each.get("trial") == number and "seconds_so_far" in each
     ][-1:]
-
-
-def _keep_answers(path: Path, shared: Shared, config: Config) -> None:
-    """What the last weights say of every validation image, so that levels are compared by image."""
-    run = Run.open(path)
-    plan = Plan.from_json(run.text("plan"), origin=f"{path}: plan.json")
-    looked = shared.looked(config)
-    classifier = build_model(plan, own_model(plan, config, Extensions()))
-    checkpoint, _ = run.newest_checkpoint()
-    assert checkpoint is not None, "a finished trial has its last step"
-    name = "ema.safetensors" if "ema.safetensors" in checkpoint.names else "model.safetensors"
-    load_weights(classifier, checkpoint.read(name), origin=f"{path}, step {checkpoint.step}")
-    loader = evaluation_loader(plan, looked.dataset, looked.store, "validation")
-    device = torch.device(plan.execution.device)
-    answers = None
-    for part in predict(classifier, loader, plan.pixels.image_px, "float32", device):
-        answers = part
-    assert answers is not None, "validation images are there"
-    run.write_predictions(
-        "validation",
-        {"ids": answers.ids, "labels": answers.labels, "probabilities": answers.probabilities},
-    )
 
 
 def _forget_weights(path: Path) -> None:

@@ -37,7 +37,7 @@ from vidi.tune.budget import Clock, divide, judging_seconds, retraining_share, s
 from vidi.tune.mirror import Mirror, show_all
 from vidi.tune.rungs import PROMOTIONS, Action, Promotion, Rules, best_of, next_action, ranked
 from vidi.tune.sampling import SAMPLERS, OwnSpace, Sampler, Wish, suggest
-from vidi.tune.workers import GRACE_S, Crew, Event, Processes
+from vidi.tune.workers import GRACE_S, Crew, Event, Processes, error_of
 
 # A worker that tells nothing for so long hangs. Decoding tells every few seconds.
 TIMEOUT_S: Final = 300.0
@@ -796,7 +796,7 @@ class _Search:
                 case "done":
                     return told
                 case "failed":
-                    raise _error_of(told)
+                    raise error_of(told)
                 case "died" | "stopped" if stopping:
                     self._interrupted()
                 case "died" | "stopped":
@@ -882,23 +882,6 @@ def _space_of(space: AnySpace | None) -> Space | OwnSpace | None:
     if isinstance(space, Mapping):
         return Space.of(space)
     return space
-
-
-def _error_of(told: Mapping[str, Any]) -> VidiError:
-    """An error that happened in a worker, here."""
-    kinds: tuple[type[VidiError], ...] = (
-        UsageError,
-        DataError,
-        MismatchError,
-        StorageError,
-        TrainingError,
-    )
-    for kind in kinds:
-        if kind.exit_code == told["exit_code"]:
-            return kind(str(told["message"]), fix=str(told["fix"]))
-    error = VidiError(str(told["message"]), fix=str(told["fix"]))
-    error.exit_code = int(told["exit_code"])  # type: ignore[misc]
-    return error
 
 
 def _is_open(config: Config, name: str) -> bool:

@@ -20,7 +20,14 @@ from vidi.run import Run
 from vidi.train.loop import Progress
 from vidi.train.prepare import check_names
 from vidi.train.retrain import retrain
-from vidi.train.trial import Shared, advance, conclude, copy_run, shorten
+from vidi.train.trial import (
+    Shared,
+    advance,
+    conclude,
+    copy_run,
+    shorten,
+    train_and_answer,
+)
 
 # Progress is told at most so often; a worker that tells nothing for long is taken to hang.
 TELL_EVERY_S: Final = 0.5
@@ -52,6 +59,8 @@ class Session:
                     answer = self._time(message)
                 case "advance":
                     answer = self._advance(message)
+                case "train":
+                    answer = self._train(message)
                 case "finish":
                     answer = self._finish(message)
                 case "conclude":
@@ -140,6 +149,18 @@ class Session:
             config,
             rung=message["rung"],
             rungs=message["shares"],
+            deadline=None if left_s is None else time.monotonic() + float(left_s),
+            tell=self._tell,
+        )
+        return {"result": asdict(result)}
+
+    def _train(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A training of an ablation, to its end, with its answers."""
+        left_s = message.get("deadline_s")
+        result = train_and_answer(
+            Path(message["path"]),
+            self._opened(),
+            parse(message["config"], origin="the training's config"),
             deadline=None if left_s is None else time.monotonic() + float(left_s),
             tell=self._tell,
         )

@@ -15,8 +15,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Protocol, final
 
+from vidi.errors import (
+    DataError,
+    InUseError,
+    MismatchError,
+    StorageError,
+    TrainingError,
+    UsageError,
+    VidiError,
+)
+
 # How long a worker may take to save and stop before it is killed.
 GRACE_S: Final = 20.0
+# What a worker says last of what it was asked to do, in one of these ways.
+ENDINGS: Final = ("done", "failed", "died", "stopped")
 
 
 class Event(NamedTuple):
@@ -60,6 +72,7 @@ class Processes:
         self._processes: dict[int, subprocess.Popen[str]] = {}
         # How often each place was filled: what a process sent that is gone is not listened to.
         self._lives = [0] * size
+        self._reading: list[threading.Thread] = []
         for worker in range(size):
             self._start(worker)
 
@@ -97,14 +110,14 @@ class Processes:
         """Ends all; nothing is lost by it but the steps since the last checkpoints."""
         for worker, process in self._processes.items():
             self._lives[worker] += 1
-            if process.stdin is not None:
-                with contextlib.suppress(OSError):
-                    process.stdin.close()
+            _close_input(process)
             try:
                 process.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for reading in self._reading:
+            reading.join()
 
     def _signal(self, worker: int, number: int) -> None:
         process = self._processes.get(worker)
@@ -114,6 +127,8 @@ class Processes:
 
     def _start(self, worker: int) -> subprocess.Popen[str]:
         self._lives[worker] += 1
+        if worker in self._processes:
+            _close_input(self._processes[worker])
         with self._log_path.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "vidi.tune.worker"],
@@ -131,17 +146,44 @@ class Processes:
             target=self._listen, args=(worker, self._lives[worker], process), daemon=True
         )
         reading.start()
+        self._reading.append(reading)
         return process
 
     def _listen(self, worker: int, life: int, process: subprocess.Popen[str]) -> None:
         stream: IO[str] | None = process.stdout
         assert stream is not None
-        for line in stream:
-            # Half a line is all that a killed process may have left.
-            with contextlib.suppress(json.JSONDecodeError):
-                self._events.put((worker, life, json.loads(line)))
+        with stream:
+            for line in stream:
+                # Half a line is all that a killed process may have left.
+                with contextlib.suppress(json.JSONDecodeError):
+                    self._events.put((worker, life, json.loads(line)))
         code = process.wait()
         self._events.put((worker, life, {"kind": "died", "message": _why_died(code)}))
+
+
+def error_of(told: Mapping[str, Any]) -> VidiError:
+    """An error that happened in a worker, here."""
+    kinds: tuple[type[VidiError], ...] = (
+        UsageError,
+        DataError,
+        MismatchError,
+        InUseError,
+        StorageError,
+        TrainingError,
+    )
+    for kind in kinds:
+        if kind.exit_code == told["exit_code"]:
+            return kind(str(told["message"]), fix=str(told["fix"]))
+    error = VidiError(str(told["message"]), fix=str(told["fix"]))
+    error.exit_code = int(told["exit_code"])  # type: ignore[misc]
+    return error
+
+
+def _close_input(process: subprocess.Popen[str]) -> None:
+    """A worker ends with its input. One that is gone may leave a part unread."""
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
 
 
 def _why_died(code: int) -> str:
