@@ -629,3 +629,41 @@ def test_a_smaller_part_of_the_batch_is_taken_where_it_is_faster() -> None:
     assert plan.micro_batch_size == 32
     assert plan.accumulate == plan.batch_size // 32
     assert "measured faster" in plan.reasons["accumulate"]
+
+
+SHARED: dict[str, Any] = {"machine": machine(processes=2, local_processes=2)}
+
+
+def test_a_divided_model_is_planned_so_that_it_can_be_divided() -> None:
+    plan = plan_for(asked(machine__sharding="full"), **SHARED)
+    assert plan.execution.sharding == "full"
+    assert plan.optimizer.name == "sgd"
+    assert plan.execution.recompute
+    assert not plan.execution.channels_last
+    assert plan.execution.fused is False
+    assert plan.execution.build == "before"
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"train__optimizer": "muon"}, "muon"),
+        ({"train__optimizer": "adamw_schedule_free"}, "whole weights"),
+        ({"machine__channels_last": True}, "channels_last"),
+        ({"machine__fused": True}, "fused"),
+        ({"data__build": "alongside"}, "data.build = 'before'"),
+        ({"data__store": "stream"}, "data.store = 'stream'"),
+        ({"train__minutes": 5}, "train.epochs"),
+    ],
+)
+def test_what_needs_the_model_whole_contradicts_dividing_it(
+    settings: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        plan_for(asked(machine__sharding="full", **settings), **SHARED)
+    assert named in str(refused.value)
+
+
+def test_one_process_has_nothing_to_divide_by() -> None:
+    with pytest.raises(ConfigError, match="this is one alone"):
+        plan_for(asked(machine__sharding="full"))

@@ -35,7 +35,7 @@ ROWS = (
         "cores",
     ),
     ("plan", "label_errors", "space"),
-    ("run", "zoo", "batch", "bundle", "finite", "energy", "download"),
+    ("run", "zoo", "batch", "bundle", "finite", "shards", "energy", "download"),
     ("weights", "loss", "comparing", "study"),
     ("data", "augment", "model", "optim", "step", "memory", "import_weights", "effects"),
     ("probe", "restore", "own_data"),

@@ -20,7 +20,7 @@ import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vidi.errors import ConfigError, nearest
-from vidi.facts import Frozen, Precision
+from vidi.facts import Frozen, Precision, Sharding
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -218,6 +218,11 @@ class MachineConfig(Frozen):
         None, description="keep fewer activations and compute them again, to save memory"
     )
     keep_memory: bool | None = Field(None, description="tell malloc to keep what a step frees")
+    sharding: Sharding | None = Field(
+        None,
+        description="full: weights, gradients and the optimizer's numbers are divided between the "
+        "processes, for models that do not fit into one",
+    )
     deterministic: bool | None = Field(
         None, description="only operations whose result is always the same, also on GPUs"
     )

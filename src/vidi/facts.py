@@ -24,6 +24,9 @@ class Frozen(BaseModel):
 
 # What varies images: the device that trains, or the processor beside it.
 Where = Literal["device", "host"]
+# How processes that train together hold weights, gradients and the optimizer's numbers: each of
+# them all, or each a part.
+Sharding = Literal["none", "full"]
 
 
 class DatasetFacts(Frozen):

@@ -744,6 +744,17 @@ def fused(classifier: Classifier) -> Classifier:
     return copied
 
 
+def own_parts(classifier: Classifier) -> tuple[tuple[str, nn.Module], ...]:
+    """(name of the stage, module) of what the network calls, from the input to the head."""
+    own = set(classifier.modules())
+    # The tail of a declared stage may be a container made on the fly: it counts as what it holds.
+    return tuple(
+        (name, part)
+        for name, stage in classifier.stages
+        for part in ([stage] if stage in own else stage.children())
+    )
+
+
 def checkpoint_activations(classifier: Classifier) -> None:
     """Keep only what enters each stage, and compute the rest again in the backward pass.
 
@@ -751,12 +762,13 @@ def checkpoint_activations(classifier: Classifier) -> None:
     the statistics of batch norms and the random numbers of dropout are the same. Names of
     parameters stay. It is not undone: build the model anew.
     """
-    for name, stage in classifier.stages:
-        # The tail of a declared stage may be a container made on the fly: wrap what it holds.
-        parts = [stage] if stage in set(classifier.modules()) else list(stage.children())
-        for part in parts:
-            if name != "head" and part is not classifier.head:
-                part.forward = functools.partial(_checkpointed, part, part.forward)
+    for module in classifier.modules():
+        # What is computed from again must not have been written over meanwhile.
+        if isinstance(module, nn.ReLU | nn.ReLU6 | nn.SiLU | nn.Hardswish):
+            module.inplace = False
+    for name, part in own_parts(classifier):
+        if name != "head" and part is not classifier.head:
+            part.forward = functools.partial(_checkpointed, part, part.forward)
 
 
 def _checkpointed(module: nn.Module, forward: Callable[..., Any], *inputs: Tensor) -> Any:

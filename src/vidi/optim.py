@@ -34,6 +34,7 @@ from torch.optim.adamw import adamw
 
 from vidi.errors import MissingExtra, UsageError, nearest
 from vidi.finite import all_finite
+from vidi.shards import in_all, is_sharded, local
 
 # The peak learning rates at which a weight decay means what it means to torch.
 REFERENCE_LEARNING_RATE: Final[Mapping[str, float]] = {
@@ -570,6 +571,8 @@ class Average:
         """
         averages, values, copies = self._pairs(model)
         finite = all_finite(values)
+        if is_sharded(model):
+            finite = in_all(finite)
         on_host = finite.device.type == "cpu"
         if on_host and not finite:
             return False
@@ -604,8 +607,8 @@ class Average:
         for name, average in ours.items():
             value = theirs[name]
             if average.is_floating_point():
-                averages.append(average)
-                values.append(value.detach())
+                averages.append(local(average))
+                values.append(local(value.detach()))
             else:
                 copies.append((average, value))
         self._of, self._known = model, (averages, values, copies)

@@ -15,6 +15,7 @@ from vidi.errors import DamagedError, UsageError
 from vidi.model import Classifier
 from vidi.plan import Plan
 from vidi.run import Run
+from vidi.shards import put
 from vidi.zoo import MODELS
 
 # Of so many networks the initial weights are kept.
@@ -117,7 +118,7 @@ def load_weights(classifier: nn.Module, packed: bytes, *, origin: str) -> None:
         raise DamagedError(f"the weights of {origin} do not fit the model: {listed}{more}")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(saved[name])
+            put(tensor, saved[name])
 
 
 def load_best(run: Run, classifier: Classifier) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
@@ -16,6 +17,7 @@ from vidi.facts import Precision
 from vidi.finite import all_finite
 from vidi.loss import Loss
 from vidi.plan import Plan
+from vidi.shards import in_all, is_sharded, local, total_norm, unsynchronised
 
 # What autocast computes in; float32 and tf32 compute without it.
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,12 +44,15 @@ class StepSettings:
     # others, the images of the whole batch.
     world_size: int = 1
     batch_size: int | None = None
+    # Whether each process holds a part of the weights only, see vidi.shards.
+    sharded: bool = False
 
     @staticmethod
     def of(plan: Plan) -> StepSettings:
         """The step of a plan."""
         device = torch.device(plan.execution.device)
         loss = plan.loss
+        sharded = plan.execution.sharding == "full"
         return StepSettings(
             precision=plan.execution.precision,
             loss=Loss(
@@ -61,9 +66,11 @@ class StepSettings:
             clip_norm=plan.clip_norm,
             seed=plan.seed,
             sam_rho=plan.sam_rho,
-            guard="host" if device.type == "cpu" else "device",
+            # Fused optimizers, which guard themselves, do not take parts of weights.
+            guard="host" if device.type == "cpu" or sharded else "device",
             world_size=plan.execution.world_size,
             batch_size=plan.batch_size,
+            sharded=sharded,
         )
 
 
@@ -121,15 +128,15 @@ def train_step(
     finite leaves weights and optimizer untouched.
 
     Args:
-        model: pixels in, logits out; wrapped in DistributedDataParallel where processes share the
-            batch. Gradients travel with the last micro-batch only.
+        model: pixels in, logits out; wrapped in DistributedDataParallel, or divided, where
+            processes share the batch. Gradients travel with the last micro-batch only.
         scaler: for float16, whose gradients would vanish; it is part of the run's state.
     """
     seed_step(settings.seed, step, batch.images.device)
     loss_sum, correct = _backward(model, batch, settings, scaler)
     if settings.sam_rho > 0.0:
         seed_step(settings.seed, step, batch.images.device)
-        with _at_the_worst_point_nearby(model, settings.sam_rho), _statistics_kept(model):
+        with _at_the_worst_point_nearby(model, settings), _statistics_kept(model):
             optimizer.zero_grad(set_to_none=True)
             _backward(model, batch, settings, scaler)
     finite = _update(optimizer, loss_sum, settings, scaler)
@@ -166,9 +173,9 @@ def _backward(
     correct = torch.zeros((), device=batch.images.device)
     share = 1.0 / len(batch)
     if settings.world_size > 1 and settings.batch_size is not None:
-        # DistributedDataParallel takes the mean over the processes, whose parts may differ in size.
+        # What shares gradients takes their mean over the processes, whose parts may differ in size.
         share = settings.world_size / settings.batch_size
-    parts = batch.split(settings.micro_batch_size)
+    parts = batch.split(_sizes(len(batch), settings))
     for number, part in enumerate(parts, start=1):
         with _synchronised(model, number == len(parts)):
             with autocast(part.images.device, settings.precision):
@@ -185,11 +192,26 @@ def _backward(
     return loss_sum, correct
 
 
+def _sizes(num_images: int, settings: StepSettings) -> int | list[int]:
+    """How many images go through at once, as `Batch.split` takes it.
+
+    Where a model is divided all processes call it equally often, though their parts of a batch may
+    differ by a few images.
+    """
+    if not settings.sharded or settings.batch_size is None:
+        return settings.micro_batch_size
+    each = settings.batch_size // settings.world_size
+    number = min(num_images, math.ceil(each / settings.micro_batch_size))
+    return [num_images // number + (place < num_images % number) for place in range(number)]
+
+
 def _synchronised(model: nn.Module, now: bool) -> contextlib.AbstractContextManager[Any]:
     """Gradients travel to the other processes with the last micro-batch only."""
-    if now or not _is_shared(model):
+    if now:
         return contextlib.nullcontext()
-    return model.no_sync()
+    if is_sharded(model):
+        return unsynchronised(model)
+    return model.no_sync() if _is_shared(model) else contextlib.nullcontext()
 
 
 def _is_shared(model: nn.Module) -> TypeGuard[nn.parallel.DistributedDataParallel]:
@@ -212,13 +234,15 @@ def _update(
         for parameter in group["params"]
         if parameter.grad is not None
     ]
-    gradients = [parameter.grad for parameter in learning]
+    gradients = [local(parameter.grad) for parameter in learning]
     # With others, the gradient alone tells: it is the same for all.
     good = all_finite([*gradients, loss_sum] if settings.world_size == 1 else gradients)
+    if settings.sharded:
+        good = in_all(good)
     if settings.guard == "device" and takes_found_inf(optimizer):
         # Kernels of fused optimizers look at this number by themselves and change nothing.
         optimizer.found_inf, optimizer.grad_scale = (~good).float(), None  # type: ignore[attr-defined]
-        _clip(learning, gradients, settings.clip_norm)
+        _clip(gradients, settings)
         optimizer.step()
         if scaler is not None:
             scaler.update()
@@ -227,7 +251,7 @@ def _update(
     # poison weights, momentum and average for good.
     finite = bool(good)
     if finite:
-        _clip(learning, gradients, settings.clip_norm)
+        _clip(gradients, settings)
         optimizer.step()
     if scaler is not None:
         scaler.update()
@@ -239,22 +263,31 @@ def takes_found_inf(optimizer: torch.optim.Optimizer) -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
-def _clip(learning: list[Tensor], gradients: list[Tensor], clip_norm: float | None) -> None:
-    if clip_norm is not None:
-        norm = torch.nn.utils.get_total_norm(gradients)
-        torch.nn.utils.clip_grads_with_norm_(learning, clip_norm, norm)
+def _clip(gradients: list[Tensor], settings: StepSettings) -> None:
+    if settings.clip_norm is not None:
+        # As torch.nn.utils.clip_grads_with_norm_, on parts of gradients too.
+        share = settings.clip_norm / (_norm(gradients, settings) + 1e-6)
+        torch._foreach_mul_(gradients, share.clamp(max=1.0))
+
+
+def _norm(gradients: list[Tensor], settings: StepSettings) -> Tensor:
+    """Of the whole gradient, also where each process has a part of it."""
+    if settings.sharded:
+        return total_norm(gradients)
+    return torch.nn.utils.get_total_norm(gradients)
 
 
 @contextlib.contextmanager
-def _at_the_worst_point_nearby(model: nn.Module, rho: float) -> Iterator[None]:
-    """Inside, the weights are where the loss rises most within `rho` (Foret et al. 2021, SAM)."""
-    weights: list[Tensor] = [p for p in model.parameters() if p.grad is not None]
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
+def _at_the_worst_point_nearby(model: nn.Module, settings: StepSettings) -> Iterator[None]:
+    """Inside, the weights are where the loss rises most within `sam_rho` (Foret et al. 2021)."""
+    learning = [p for p in model.parameters() if p.grad is not None]
+    weights = [local(p) for p in learning]
+    gradients = [local(p.grad) for p in learning if p.grad is not None]
     with torch.no_grad():
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = _norm(gradients, settings)
         before = [weight.clone() for weight in weights]
         for weight, gradient in zip(weights, gradients, strict=True):
-            weight.addcmul_(gradient, rho / (norm + 1e-12))
+            weight.addcmul_(gradient, settings.sam_rho / (norm + 1e-12))
     try:
         yield
     finally:

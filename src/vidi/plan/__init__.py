@@ -13,6 +13,7 @@ from vidi.plan.execution import TIMEOUT_S
 from vidi.plan.feeding import Build, Place, Sampling
 from vidi.plan.making import annealed, make, retimed
 from vidi.plan.network import SMALL_IMAGE_PX, Choice, choose_model
+from vidi.plan.sharding import with_sharding
 from vidi.plan.values import (
     ExecutionPlan,
     LossPlan,
@@ -41,4 +42,5 @@ __all__ = [
     "choose_model",
     "make",
     "retimed",
+    "with_sharding",
 ]

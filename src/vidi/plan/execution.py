@@ -7,11 +7,12 @@ from typing import Literal
 
 from vidi.config import Config, MachineConfig
 from vidi.errors import ConfigError
-from vidi.facts import Accelerator, Facts, Machine, Precision, StepTiming, Where
+from vidi.facts import Accelerator, Facts, Machine, Precision, Sharding, StepTiming, Where
 from vidi.image import PixelContract
 from vidi.plan.decisions import Decisions
 from vidi.plan.feeding import Place, decide_build, decide_place
 from vidi.plan.network import SMALL_IMAGE_PX
+from vidi.plan.sharding import decide_sharding
 from vidi.plan.values import ExecutionPlan
 
 # Batch norm over fewer images than this in each process is noise: the processes share statistics.
@@ -57,6 +58,7 @@ def decide_execution(
             fix="set data.store = 'memory' or 'disk', or leave machine.augment_on out",
         )
     world = machine.processes
+    sharding = decide_sharding(config, world, decided)
     each = batch_size // world
     return ExecutionPlan(
         device=device,
@@ -64,19 +66,17 @@ def decide_execution(
             "execution.precision", asked.precision, _precision_rule(best, ways, accelerator)
         ),
         channels_last=decided.take(
-            "execution.channels_last", asked.channels_last, _layout_rule(best, ways)
+            "execution.channels_last", asked.channels_last, _layout_rule(best, ways, sharding)
         ),
         compile=decided.take("execution.compile", asked.compile, _compile_rule(best, ways, asked)),
         cuda_graphs=decided.take(
             "execution.cuda_graphs", asked.cuda_graphs, _cuda_graphs_rule(best, ways, device)
         ),
-        fused=decided.take("execution.fused", asked.fused, _fused_rule(best, ways)),
+        fused=decided.take("execution.fused", asked.fused, _fused_rule(best, ways, sharding)),
         augment_on=decided.take(
             "execution.augment_on", asked.augment_on, _augment_on_rule(best, ways, device, place)
         ),
-        recompute=decided.take(
-            "execution.recompute", asked.recompute, (False, "memory is not what is missing")
-        ),
+        recompute=decided.take("execution.recompute", asked.recompute, _recompute_rule(sharding)),
         keep_memory=decided.take(
             "execution.keep_memory", asked.keep_memory, _keep_memory_rule(best, ways, device)
         ),
@@ -86,12 +86,13 @@ def decide_execution(
             "execution.loader_threads", asked.loader_threads, _loader_threads_rule(device, machine)
         ),
         store=place,
-        build=decide_build(config, facts, place, threads, decided),
+        build=decide_build(config, facts, place, threads, decided, sharding=sharding),
         world_size=decided.take(
             "execution.world_size",
             None,
             (world, "this process alone" if world == 1 else "as started; --nproc or torchrun"),
         ),
+        sharding=sharding,
         sync_batch_norm=decided.take(
             "execution.sync_batch_norm",
             None,
@@ -238,7 +239,9 @@ def _precision_rule(
     return "float32", "not measured: the run is too short for it to matter"
 
 
-def _layout_rule(best: StepTiming | None, ways: int) -> tuple[bool, str]:
+def _layout_rule(best: StepTiming | None, ways: int, sharding: Sharding) -> tuple[bool, str]:
+    if sharding == "full":
+        return False, "weights are divided in the order of their indices"
     if best is not None:
         return best.channels_last, _measured(best, ways)
     return True, "convolutions read it without a copy"
@@ -262,7 +265,15 @@ def _cuda_graphs_rule(best: StepTiming | None, ways: int, device: str) -> tuple[
     return False, "not measured" if best is None else "not worth their recording in this run"
 
 
-def _fused_rule(best: StepTiming | None, ways: int) -> tuple[bool | None, str]:
+def _recompute_rule(sharding: Sharding) -> tuple[bool, str]:
+    if sharding == "full":
+        return True, "memory is what is missing where a model is divided"
+    return False, "memory is not what is missing"
+
+
+def _fused_rule(best: StepTiming | None, ways: int, sharding: Sharding) -> tuple[bool | None, str]:
+    if sharding == "full":
+        return False, "torch's fused kernels take whole weights"
     if best is not None and best.fused is not None:
         return best.fused, _measured(best, ways)
     return None, "fused where the weights lie in order; see vidi.optim"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from vidi.config import Config
-from vidi.facts import DatasetFacts, Facts
+from vidi.facts import DatasetFacts, Facts, Sharding
 from vidi.image import PixelContract
 from vidi.plan.decisions import Decisions
 
@@ -64,7 +64,13 @@ def decide_place(
 
 
 def decide_build(
-    config: Config, facts: Facts, place: Place, threads: int, decided: Decisions
+    config: Config,
+    facts: Facts,
+    place: Place,
+    threads: int,
+    decided: Decisions,
+    *,
+    sharding: Sharding = "none",
 ) -> Build:
     """Whether decoding is over before the first step."""
     dataset = facts.dataset
@@ -76,6 +82,8 @@ def decide_build(
         rule = ("before", "nothing is written")
     elif config.data.unreadable == "stop":
         rule = ("before", "a file that cannot be read is to stop the run, so all are read first")
+    elif sharding == "full":
+        rule = ("before", "processes that share a model need batches of one size")
     elif dataset.decoded or estimate_s < _WORTH_ALONGSIDE_S:
         rule = ("before", "decoding takes less than a minute")
     else:

@@ -28,6 +28,7 @@ from vidi.plan.optimizing import (
     ema_every_rule,
 )
 from vidi.plan.pixels import decide_pixels
+from vidi.plan.sharding import check_sharding
 from vidi.plan.stages import decide_head, decide_stages
 from vidi.plan.values import ModelPlan, Plan
 
@@ -89,6 +90,7 @@ def make(config: Config, facts: Facts) -> Plan:
         model_name=model.name,
         num_train=num_train,
         pretrained=pretrained,
+        sharding=execution.sharding,
     )
     schedule = decide_schedule(config, dataset, decided, pretrained=pretrained)
     horizon = decided.take(
@@ -115,7 +117,7 @@ def make(config: Config, facts: Facts) -> Plan:
     loss = decide_loss(config, dataset, decided, sampling)
     average = decide_average(config, decided, horizon)
 
-    return Plan(
+    plan = Plan(
         seed=train.seed,
         pixels=pixels,
         model=model,
@@ -161,6 +163,8 @@ def make(config: Config, facts: Facts) -> Plan:
         execution=execution,
         reasons=decided.reasons,
     )
+    check_sharding(plan)
+    return plan
 
 
 def _batch_size(

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from vidi.config import Config
 from vidi.errors import ConfigError
-from vidi.facts import DatasetFacts
+from vidi.facts import DatasetFacts, Sharding
 from vidi.plan.decisions import Decisions
 from vidi.plan.network import SMALL_NETWORKS
 from vidi.plan.values import OptimizerPlan, SchedulePlan
@@ -46,10 +46,12 @@ SCHEDULE_FREE = ("sgd_schedule_free", "adamw_schedule_free")
 _FINE_TUNING_RATE = 6e-4
 
 
-def optimizer_rule(model_name: str, *, pretrained: bool) -> tuple[str, str]:
+def optimizer_rule(
+    model_name: str, *, pretrained: bool, sharding: Sharding = "none"
+) -> tuple[str, str]:
     if pretrained:
         return "adamw", "steady while fine-tuning; Loshchilov and Hutter 2019"
-    if model_name in SMALL_NETWORKS:
+    if sharding == "none" and model_name in SMALL_NETWORKS:
         return "muon", "learns small images several times as fast as SGD; Jordan et al. 2024"
     return "sgd", "with Nesterov momentum: the best known for convolutions from scratch"
 
@@ -75,6 +77,7 @@ def decide_optimizer(
     model_name: str,
     num_train: int,
     pretrained: bool,
+    sharding: Sharding,
 ) -> OptimizerPlan:
     asked = config.train
     if asked.optimizer == "lbfgs":
@@ -85,7 +88,7 @@ def decide_optimizer(
     name = decided.take(
         "optimizer.name",
         asked.optimizer,
-        optimizer_rule(model_name, pretrained=pretrained),
+        optimizer_rule(model_name, pretrained=pretrained, sharding=sharding),
     )
     if pretrained and name == "adamw":
         base, scaling = _FINE_TUNING_RATE, "sqrt"

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from vidi.augment_settings import AugmentSettings
 from vidi.errors import DamagedError
-from vidi.facts import Frozen, Precision, Where
+from vidi.facts import Frozen, Precision, Sharding, Where
 from vidi.image import PixelContract
 from vidi.plan.feeding import Build, Place, Sampling
 from vidi.plan.length import longest_epochs
@@ -95,8 +95,9 @@ class ExecutionPlan(Frozen):
     # Where decoded pixels wait, and whether all are decoded before the first step.
     store: Place = "disk"
     build: Build = "before"
-    # Processes that share each batch; each has a copy of the model.
+    # Processes that share each batch; each has a copy of the model, or a part of it.
     world_size: int
+    sharding: Sharding = "none"
     sync_batch_norm: bool
     timeout_s: float
 

@@ -18,6 +18,7 @@ from vidi.train.features import all_features, features
 from vidi.train.loop import Job
 from vidi.train.prepare import Extensions, Prepared, build_job, start_from_images
 from vidi.train.ranks import ALONE, Ranks
+from vidi.train.sharding import shard_state
 from vidi.train.state import State
 
 
@@ -43,6 +44,8 @@ def begun_job(
         ranks.same(prepared.model)
         if state.average is not None:
             state.average.reset(prepared.model)
+    if plan.execution.sharding == "full":
+        shard_state(state, plan)
     return job
 
 

@@ -21,12 +21,13 @@ from vidi import memory, model, optim
 from vidi.augment import ImageRandom, Transform
 from vidi.batch import Batch, joined
 from vidi.data import Loader
-from vidi.errors import TrainingError
+from vidi.errors import OutOfMemory, TrainingError
 from vidi.evaluate import predict
 from vidi.metrics import quick_scores
 from vidi.plan import Plan
 from vidi.run import Run
 from vidi.schedule import Plateau
+from vidi.shards import gathered
 from vidi.step import (
     StepResult,
     StepSettings,
@@ -117,7 +118,7 @@ def _steps(plan: Plan, job: Job, state: State, run: Run | None, saver: Saver) ->
     settings = replace(StepSettings.of(plan), micro_batch_size=state.training_limit.num_images)
     watch = _Watch(plan, job.train, state)
     network, stage = _network(plan, job, state), plan.stage_at(state.step)
-    rehearsed = job.ranks.alone
+    rehearsed = job.ranks.alone or state.is_sharded
     while True:
         if _validation_is_due(plan, job, state):
             yield from _validate(plan, job, state, run, watch)
@@ -292,6 +293,14 @@ def _step_that_fits(
                 network, state.optimizer, batch, settings, state.step, scaler=state.scaler
             )
         except (RuntimeError, MemoryError) as error:
+            if state.is_sharded and memory.is_out_of_memory(error):
+                # The others wait in the middle of this very pass.
+                raise OutOfMemory(
+                    f"step {state.step}: out of memory with "
+                    f"{settings.micro_batch_size} images at once",
+                    fix="begin anew with batches in more parts, --set train.accumulate=..., or "
+                    "with smaller ones",
+                ) from error
             state.optimizer.zero_grad(set_to_none=True)
             state.notes.append(
                 f"step {state.step}: {state.training_limit.halve(error, what='training')}"
@@ -344,17 +353,18 @@ def _validate(
     judged = state.model if average is None or not average.num_steps else average.model
     job.ranks.same_buffers(judged)
     predictions = None
-    for part in predict(
-        judged,
-        job.validation,
-        plan.pixels.image_px,
-        plan.execution.precision,
-        job.device,
-        limit=state.evaluation_limit,
-        note=state.notes.append,
-    ):
-        predictions = part
-        yield watch.progress("validate", state)
+    with gathered(judged):
+        for part in predict(
+            judged,
+            job.validation,
+            plan.pixels.image_px,
+            plan.execution.precision,
+            job.device,
+            limit=state.evaluation_limit,
+            note=state.notes.append,
+        ):
+            predictions = part
+            yield watch.progress("validate", state)
     predictions = together(predictions, job.ranks, plan.model.num_classes)
     accuracy, log_loss = quick_scores(predictions)
     before = state.best

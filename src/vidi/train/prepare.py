@@ -519,6 +519,9 @@ def _measured(
     guess_s = asked_s or _guessed_s(plan, facts)
     if config.machine.probe == "never" or plan.head == "only":
         return None
+    if plan.execution.sharding == "full":
+        # Its step takes all processes, and those that could be measured alone may not fit.
+        return None
     if asked_s is None and guess_s < PROBE_WORTH_S and config.machine.probe is None:
         return None
     assert facts.model is not None

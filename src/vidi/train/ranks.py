@@ -23,7 +23,10 @@ from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defin
 
 from vidi import probe
 from vidi.errors import ConfigError, TrainingError
+from vidi.shards import is_sharded
 
+# So often they agree whether to stop, to save, or to end sooner or later than planned.
+AGREE_EVERY_STEPS = 10
 # How long the others are asked whether they are still there, once somebody did not answer.
 _ROLL_CALL_S = 3.0
 
@@ -255,7 +258,7 @@ def _is_about_others(error: BaseException) -> bool:
 
 def wrapped(module: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """The module whose gradients are the mean over all processes; itself where there is one."""
-    if ranks.alone:
+    if ranks.alone or is_sharded(module):
         return module
     return nn.parallel.DistributedDataParallel(
         module,

@@ -11,7 +11,7 @@ from vidi.data import open_dataset
 from vidi.errors import MismatchError
 from vidi.facts import Facts
 from vidi.own_data import Say, as_trained, config_of, decoded, has_gaps, plan_of, what_changed
-from vidi.plan import Plan, make
+from vidi.plan import Plan, make, with_sharding
 from vidi.restore import Initial, build_model
 from vidi.run import Checkpoint, Run
 from vidi.train.prepare import (
@@ -30,6 +30,7 @@ FREE = (
     "machine.loader_threads",
     "machine.device",
     "machine.probe",
+    "machine.sharding",
     "machine.timeout_s",
     "checkpoint",
     "evaluate",
@@ -106,6 +107,7 @@ def restored(
     dataset, store, facts, plan, found = looked
     plan = _on_these_processes(plan, notes)
     plan = plan.model_copy(update={"execution": _execution(plan, config)})
+    plan = _divided_as_asked(plan, config, notes)
     if len(dataset.indices("train")) != plan.num_train and not has_gaps(plan):
         plan = plan.model_copy(update={"num_train": len(dataset.indices("train"))})
 
@@ -164,6 +166,17 @@ def _execution(plan: Plan, config: Config) -> Any:
         if (value := getattr(config.machine, name)) is not None
     }
     return plan.execution.model_copy(update=asked)
+
+
+def _divided_as_asked(plan: Plan, config: Config, notes: list[str]) -> Plan:
+    """One process has the model whole, whatever was asked; several as they are asked now."""
+    several = plan.execution.world_size > 1
+    asked = (config.machine.sharding or "none") if several else "none"
+    if asked == plan.execution.sharding:
+        return plan
+    how = "divided between the processes" if asked == "full" else "whole in each process"
+    notes.append(f"continued with the model {how}: not the same bits")
+    return with_sharding(plan, asked)
 
 
 def _on_these_processes(plan: Plan, notes: list[str]) -> Plan:

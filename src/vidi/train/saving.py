@@ -8,7 +8,7 @@ from typing import Self, final
 
 from vidi.errors import StorageError, TrainingError
 from vidi.run import BackgroundSaver, Run
-from vidi.train.ranks import ALONE, Ranks
+from vidi.train.ranks import AGREE_EVERY_STEPS, ALONE, Ranks
 from vidi.train.state import Best, State
 
 # A disk that refuses so many saves in a row will refuse the next one too.
@@ -17,16 +17,21 @@ MAX_FAILED_SAVES = 3
 MAX_ROLLBACKS = 3
 
 
-def save(state: State, run: Run) -> None:
+def save(state: State, run: Run | None) -> None:
     """Write the state as a checkpoint, durably, before returning.
+
+    `run`: None in every process but the first, which alone writes. Where the state is divided
+    between them, all call this.
 
     Raises:
         StorageError: it could not be written; earlier checkpoints are as they were.
     """
-    saved = run.save_checkpoint(
-        state.step, state.files(), state.counters(), keep_steps=_kept(state)
-    )
-    state.notes += saved.notices
+    if run is None and not state.is_sharded:
+        return
+    files = state.files()
+    if run is not None:
+        saved = run.save_checkpoint(state.step, files, state.counters(), keep_steps=_kept(state))
+        state.notes += saved.notices
 
 
 @final
@@ -72,26 +77,37 @@ class Saver:
             StorageError: three saves in a row failed.
             TrainingError: the state is not finite, and returning to a checkpoint does not help.
         """
-        if self._background is None:
+        if self._background is None and not state.is_sharded:
             return None
-        now = now or wait
-        if not now:
-            if time.perf_counter() - self._last_at < self._every_s:
-                return None
-            if self._background.busy:
-                # A slow disk: this one is left out.
-                self._last_at = time.perf_counter()
-                return None
+        if not (now or wait or self._is_time(state)):
+            return None
         notes = self._settled(state)
-        if self._saved_step != state.step and self._is_sound(state):
-            self._background.start(
-                state.step, state.files(), state.counters(), keep_steps=_kept(state)
-            )
+        if self._is_missing(state) and self._is_sound(state):
+            files = state.files()
+            if self._background is not None:
+                self._background.start(state.step, files, state.counters(), keep_steps=_kept(state))
             self._saved_step, self._saved_best = state.step, state.best
         if wait:
             notes += self._settled(state)
         self._last_at = time.perf_counter()
         return notes
+
+    def _is_time(self, state: State) -> bool:
+        """Whether the last save is long ago; of several processes the first has the clock."""
+        due = self._background is not None and time.perf_counter() - self._last_at >= self._every_s
+        if due and self._background is not None and self._background.busy:
+            # A slow disk: this one is left out.
+            self._last_at = time.perf_counter()
+            due = False
+        if not state.is_sharded:
+            return due
+        # All of them take part, or they would wait for each other.
+        return state.step % AGREE_EVERY_STEPS == 0 and bool(self._ranks.largest(int(due)))
+
+    def _is_missing(self, state: State) -> bool:
+        """Whether this step is neither on the disk nor on its way there."""
+        missing = self._saved_step != state.step
+        return bool(self._ranks.largest(int(missing))) if state.is_sharded else missing
 
     def roll_back(self, state: State) -> bool:
         """Weights, average and optimizer as at the newest checkpoint; False when that cannot be,

@@ -17,6 +17,7 @@ from vidi.model import Classifier
 from vidi.optim import Average
 from vidi.restore import load_weights
 from vidi.schedule import PlateauState
+from vidi.shards import in_all, is_sharded, local, put, whole_on_first
 from vidi.train.ranks import Saved
 
 FORMAT = 2
@@ -101,8 +102,21 @@ class State:
         """Whether the optimizer holds the average itself."""
         return "weight_sum" in self.optimizer.param_groups[0]
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of the weights only: all save at the same step then."""
+        return is_sharded(self.model)
+
+    def take_over(self, optimizer: torch.optim.Optimizer) -> None:
+        """Go on with another optimizer over the same parameters, from where this one is."""
+        _unflatten(optimizer, *_flat(self.optimizer))
+        self.optimizer = optimizer
+
     def files(self) -> dict[str, bytes]:
-        """The tensors, as the files of a checkpoint."""
+        """The tensors, as the files of a checkpoint.
+
+        Where they are divided all processes call this, and the first one gets them.
+        """
         tensors, _ = _flat(self.optimizer)
         if self.is_schedule_free:
             assert self.average is not None
@@ -122,11 +136,15 @@ class State:
             ("the model", self.model.state_dict().values()),
             ("the optimizer", tensors.values()),
         ):
-            if not _all_finite(values):
+            if not self._all_finite(values):
                 return what
-        if self.average is not None and not _all_finite(self.average.state_dict().values()):
+        if self.average is not None and not self._all_finite(self.average.state_dict().values()):
             return "the average"
         return ""
+
+    def _all_finite(self, tensors: Iterable[Tensor]) -> bool:
+        finite = _all_finite([local(tensor) for tensor in tensors])
+        return bool(in_all(torch.tensor(finite))) if self.is_sharded else finite
 
     def counters(self) -> dict[str, Any]:
         """The numbers, as the `state.json` of a checkpoint; floats survive JSON exactly."""
@@ -233,9 +251,8 @@ def _all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def _packed(tensors: dict[str, Tensor]) -> bytes:
-    return safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    )
+    whole = whole_on_first(tensors)
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in whole.items()})
 
 
 def _flat(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -266,6 +283,7 @@ def _unflatten(
             continue
         if isinstance(value, Tensor) and value.shape == parameters[int(index)].shape:
             # A momentum keeps the memory layout of its parameter; mixed layouts are slow.
-            value = torch.empty_like(parameters[int(index)], dtype=value.dtype).copy_(value)
+            saved, value = value, torch.empty_like(parameters[int(index)], dtype=value.dtype)
+            put(value, saved)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -28,7 +28,7 @@ from vidi.model import name_of
 from vidi.own_data import has_gaps, readable
 from vidi.plan import TIMEOUT_S, Plan, retimed
 from vidi.report import write
-from vidi.restore import load_best
+from vidi.restore import build_model, load_best
 from vidi.run import Run, data_name, default_run_path
 from vidi.signals import Stop, watched
 from vidi.storage import DISK
@@ -41,16 +41,14 @@ from vidi.train.prepare import (
     Prepared,
     build_state,
     followed,
+    own_model,
     prepare,
     say_findings,
 )
-from vidi.train.ranks import Ranks, Saved, joined
+from vidi.train.ranks import AGREE_EVERY_STEPS, Ranks, Saved, joined
 from vidi.train.resume import reopened
 from vidi.train.state import State
 from vidi.train.watching import costs, profiled
-
-# Several processes agree so often whether to stop, or to end sooner or later than planned.
-AGREE_EVERY_STEPS = 10
 
 # What a display needs: a line of text, or a moment of the run.
 Show = Callable[[str | Progress], None]
@@ -217,6 +215,10 @@ def _train(
                 tell(what)
 
             plan = drive(run, plan, job, state, told if trace else tell, deadline)
+        if state.is_sharded:
+            # The others have ended, and with them their parts.
+            own = own_model(plan, config, asked.extensions)
+            prepared = replace(prepared, model=build_model(plan, own))
         best_step = load_best(run, prepared.model)
         # Short runs end before all pixels are there; the next one finds them in the cache.
         store.finish()
@@ -286,18 +288,18 @@ def drive(
             with watched() as stop, contextlib.closing(loop(plan, job, state, run)) as steps:
                 other = _watch(plan, job.ranks, state, steps, stop, tell, deadline)
             if stop:
-                if run is not None:
-                    save(state, run)
+                save(state, run)
                 raise _interrupted(run, plan, state, stop)
             if other is None:
                 break
             plan = other
             if run is not None:
                 run.write_text("plan", plan.model_dump_json(indent=1))
-        if run is not None and _is_patience_over(plan, state):
+        if _is_patience_over(plan, state):
             save(state, run)
     except OutOfMemory:
-        if run is not None:
+        # What others have parts of cannot be put together any more.
+        if not state.is_sharded:
             save(state, run)
         raise
     except (VidiError, KeyboardInterrupt):
