@@ -667,3 +667,11 @@ def test_what_needs_the_model_whole_contradicts_dividing_it(
 def test_one_process_has_nothing_to_divide_by() -> None:
     with pytest.raises(ConfigError, match="this is one alone"):
         plan_for(asked(machine__sharding="full"))
+
+
+def test_one_epoch_of_one_step_is_said_in_the_singular() -> None:
+    few = dataset(px=28, num_train=100)
+    plan = plan_for(asked(train__epochs=1, train__batch_size=100), dataset=few)
+    assert plan.reasons["horizon_steps"] == "asked for 1 epoch of 1 step"
+    plan = plan_for(asked(train__epochs=2.5, train__batch_size=50), dataset=few)
+    assert plan.reasons["horizon_steps"] == "asked for 2.5 epochs of 2 steps"

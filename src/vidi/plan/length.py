@@ -16,7 +16,7 @@ def horizon_rule(
     steps_per_epoch = max(1, num_train // batch_size)
     if config.train.epochs is not None:
         steps = max(1, round(config.train.epochs * steps_per_epoch))
-        return steps, f"asked for {config.train.epochs:g} epochs of {steps_per_epoch} steps"
+        return steps, f"asked for {epochs_of(config.train.epochs)} of {steps_of(steps_per_epoch)}"
     # Past this many looks at each image, more training from scratch brings nothing.
     longest = longest_epochs(pretrained=pretrained)
     if config.train.minutes is not None and facts.measured is not None:
@@ -25,7 +25,20 @@ def horizon_rule(
         return max(1, math.floor(epochs * steps_per_epoch)), why
     # About 1,500 updates for a small data set, 15 looks at each image for a large one.
     epochs = 5 if pretrained else min(60, max(15, math.ceil(1_500 / steps_per_epoch)))
-    return epochs * steps_per_epoch, f"{epochs} epochs: neither epochs nor minutes were asked for"
+    return (
+        epochs * steps_per_epoch,
+        f"{epochs_of(epochs)}: neither epochs nor minutes were asked for",
+    )
+
+
+def epochs_of(number: float) -> str:
+    """1 epoch, 2.5 epochs."""
+    return f"{number:g} epoch" + ("" if number == 1 else "s")
+
+
+def steps_of(number: int) -> str:
+    """1 step, 20 steps."""
+    return f"{number:,} step" + ("" if number == 1 else "s")
 
 
 def longest_epochs(*, pretrained: bool) -> int:

@@ -11,7 +11,7 @@ from vidi.data import open_dataset
 from vidi.errors import MismatchError
 from vidi.facts import Facts
 from vidi.own_data import Say, as_trained, config_of, decoded, has_gaps, plan_of, what_changed
-from vidi.plan import Plan, make, with_sharding
+from vidi.plan import Plan, epochs_of, make, with_sharding
 from vidi.restore import Initial, build_model
 from vidi.run import Checkpoint, Run
 from vidi.train.prepare import (
@@ -71,7 +71,7 @@ def reopened(
         plan = _lengthened(plan, config, facts)
         run.write_text("plan", plan.model_dump_json(indent=1))
         run.write_text("config", config.to_toml())
-        notes.append(f"lengthened to {config.train.epochs:g} epochs: the learning rate rises again")
+        notes.append(f"lengthened to {_asked_length(config)}: the learning rate rises again")
     elif changed:
         _refuse_or_note(run, f"the settings differ: {', '.join(changed)}", notes, force=force)
 
@@ -152,9 +152,14 @@ def _longer(before: Config, now: Config) -> bool:
     return old is not None and new is not None and new > old
 
 
+def _asked_length(config: Config) -> str:
+    assert config.train.epochs is not None
+    return epochs_of(config.train.epochs)
+
+
 def _lengthened(plan: Plan, config: Config, facts: Facts) -> Plan:
     steps = make(config, facts).horizon_steps
-    reasons = {**plan.reasons, "horizon_steps": f"lengthened to {config.train.epochs:g} epochs"}
+    reasons = {**plan.reasons, "horizon_steps": f"lengthened to {_asked_length(config)}"}
     return plan.model_copy(update={"horizon_steps": steps, "last_step": steps, "reasons": reasons})
 
 

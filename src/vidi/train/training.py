@@ -26,7 +26,7 @@ from vidi.errors import Interrupted, OutOfMemory, StorageError, TrainingError, V
 from vidi.facts import Facts, Split
 from vidi.model import name_of
 from vidi.own_data import has_gaps, readable
-from vidi.plan import TIMEOUT_S, Plan, retimed
+from vidi.plan import TIMEOUT_S, Plan, epochs_of, retimed, steps_of
 from vidi.report import write
 from vidi.restore import build_model, load_best
 from vidi.run import Run, data_name, default_run_path
@@ -412,8 +412,9 @@ def _is_patience_over(plan: Plan, state: State) -> bool:
 def _described(plan: Plan, facts: Facts) -> str:
     execution = plan.execution
     parameters = f", {facts.model.parameters:,} parameters" if facts.model else ""
+    epochs = float(f"{plan.num_epochs:.3g}")
     return (
         f"{plan.model.name}{parameters}, {plan.pixels.image_px} px, batch {plan.batch_size}, "
-        f"{plan.num_epochs:.3g} epochs of {plan.steps_per_epoch} steps, "
+        f"{epochs_of(epochs)} of {steps_of(plan.steps_per_epoch)}, "
         f"{execution.precision} on {execution.device}"
     )

@@ -16,14 +16,13 @@ from vidi.config import Config
 from vidi.effects import BASE, Effect, of_study, trial_number
 from vidi.errors import Interrupted, InUseError, StorageError, TrainingError, UsageError, VidiError
 from vidi.facts import Facts
-from vidi.plan import Plan, make
+from vidi.plan import Plan, epochs_of, make
 from vidi.report import write_study
 from vidi.report.words import count
 from vidi.run import Run
 from vidi.signals import watched
 from vidi.study import Rung, Study, Trial, default_study_path
 from vidi.train.trial import Shared, Show, TrialResult, train_and_answer
-from vidi.tune.budget import epochs_of
 from vidi.tune.factors import (
     CAREFUL,
     LeftOut,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final, NamedTuple
 
+from vidi.plan import epochs_of
 from vidi.plan.budget import judging_s
 from vidi.study import Trial
 
@@ -21,11 +22,6 @@ SLACK_SHARE: Final = 0.02
 RETRAINING_SPARE: Final = 1.15
 # A forward pass alone is about so many times as fast as training.
 FORWARD_AGAINST_TRAINING: Final = 2.7
-
-
-def epochs_of(number: float) -> str:
-    """1 epoch, 2.5 epochs."""
-    return f"{number:g} epoch" + ("" if number == 1 else "s")
 
 
 class Division(NamedTuple):
