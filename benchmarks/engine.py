@@ -1,6 +1,6 @@
 """What the engine promises, as ratios from one run; each part can be run alone.
 
-    python benchmarks/engine.py PART [DATA]
+    python benchmarks/engine.py PART [DATA] [--brief]
 
 accumulation        peak memory of activations with 4 micro-batches against one batch (0.35)
 save                how long a checkpoint of EfficientNet-Lite0 with AdamW and average stalls
@@ -15,6 +15,9 @@ grid-fashion        Fashion-MNIST and for CIFAR-10
 grid-cifar
 processes           two gloo processes of one core each against one process on one core, images
                     per second and core, training DATA (0.85)
+
+With --brief a grid gives ways up whose first step is slow, and looks at the best once more instead
+of three times: every part then takes less than 90 s.
 
 `benchmarks/loop.py DATA` is the loop against the bare step (0.97). Medians of three; turns
 alternate, because the speed of a shared machine drifts.
@@ -55,6 +58,8 @@ from vidi.step import StepSettings, autocast, train_step
 from vidi.train import build_state
 from vidi.train.saving import Saver
 
+# A way whose first step takes so many times as long as the best one's is not timed further.
+HOPELESS, HOPELESS_BRIEF = 4.0, 1.4
 SETTINGS = StepSettings(
     precision="float32", loss=Loss(), micro_batch_size=1_024, clip_norm=None, seed=0
 )
@@ -266,7 +271,7 @@ CASES = {
 }
 
 
-def grid(case: Case) -> None:
+def grid(case: Case, *, brief: bool = False) -> None:
     """Every combination of precision, memory format, parts and malloc, on all threads, and the one
     that the probe takes, which may use fewer or a fused optimizer; the best again in turns."""
     model = classifier(case.name, case.image_px, case.channels)
@@ -302,7 +307,8 @@ def grid(case: Case) -> None:
     once: dict[probe.Candidate, float] = {}
     for way in ways:
         best_rate = max(once.values(), default=0.0)
-        once[way] = rate(way, 1, 4 * case.num_images / best_rate if best_rate else math.inf)
+        patience = (HOPELESS_BRIEF if brief else HOPELESS) * case.num_images
+        once[way] = rate(way, 1, patience / best_rate if best_rate else math.inf)
     chosen = probe.Candidate(
         best.precision,
         best.channels_last,
@@ -315,7 +321,7 @@ def grid(case: Case) -> None:
     # Only what could be best is worth a second look.
     first = sorted(ways, key=lambda way: -once[way])[:3]
     again = {way: [once[way]] for way in {*first, chosen}}
-    for _ in range(3):
+    for _ in range(1 if brief else 3):
         for way, looks in again.items():
             looks.append(rate(way, 2))
     rates = {way: statistics.median(each) for way, each in again.items()}
@@ -360,11 +366,13 @@ def main() -> None:
         "defaults-lite0": partial(defaults, "efficientnet_lite0", 3.0),
         "defaults-resnet18": partial(defaults, "resnet18", 2.5),
         "forward": forward,
-        **{f"grid-{name}": partial(grid, case) for name, case in CASES.items()},
     }
-    parser.add_argument("part", choices=[*parts, "processes", "all"])
+    grids = {f"grid-{name}": case for name, case in CASES.items()}
+    parser.add_argument("part", choices=[*parts, *grids, "processes", "all"])
     parser.add_argument("data", nargs="?", default="digits")
+    parser.add_argument("--brief", action="store_true", help="grids in less than 90 s each")
     arguments = parser.parse_args()
+    parts |= {name: partial(grid, case, brief=arguments.brief) for name, case in grids.items()}
     probe.keep_memory()
     for name, part in parts.items():
         if arguments.part in (name, "all"):

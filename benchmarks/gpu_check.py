@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import copy
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from torch.nn import functional
 import vidi
 from vidi import memory, optim, probe
 from vidi.batch import Batch
+from vidi.errors import Interrupted
 from vidi.loss import Loss
 from vidi.memory import Limit
 from vidi.model import Classifier, build
@@ -141,8 +143,9 @@ def reference(s: Sizes) -> Callable[[int], Any]:
 
 
 def speed(s: Sizes) -> dict[str, float]:
-    """Images per second of four ways of computing the same step."""
+    """Images per second of four ways of computing the same step, and the memory that each takes."""
     found: dict[str, float] = {}
+    peaks: dict[str, float] = {}
     ways: dict[str, Callable[[], Callable[[int], Any]]] = {
         "vidi": lambda: ours(s, compiled=False),
         "bare step": lambda: bare(s),
@@ -150,26 +153,31 @@ def speed(s: Sizes) -> dict[str, float]:
         "vidi, compiled": lambda: ours(s, compiled=True),
     }
     for name, way in ways.items():
+        if s.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         found[name] = statistics.median(rate(s, step) for step in [way()] for _ in range(3))
+        peaks[f"peak GB, {name}"] = memory.peak_bytes() / 1e9
         memory.release()
     return {
         **found,
+        **peaks,
         "vidi / bare step (bar 0.97)": found["vidi"] / found["bare step"],
         "compiled / torchvision's defaults": found["vidi, compiled"]
         / found["torchvision's defaults"],
     }
 
 
-def no_sync(s: Sizes) -> dict[str, float]:
+def no_sync(s: Sizes, *, compiled: bool) -> dict[str, float]:
     """A step, the average and a new learning rate without waiting for the device even once."""
     model = classifier(s).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    called: Any = torch.compile(model) if compiled else model
     optimizer = optim.make("sgd", model, learning_rate=0.1)
     average = Average(model, 0.99)
     images, how = batch(s), settings(s)
 
     def step(number: int) -> None:
         optim.set_learning_rate(optimizer, 0.5)
-        train_step(model, optimizer, images, how, number)
+        train_step(called, optimizer, images, how, number)
         average.update(model)
 
     # The first ones take memory and choose kernels, which waits.
@@ -229,20 +237,26 @@ def out_of_memory(s: Sizes) -> dict[str, float]:
 
 def exact(s: Sizes) -> dict[str, float]:
     """In deterministic mode the same run gives the same bits, also stopped and continued."""
-    found = []
-    for _ in range(2):
-        with tempfile.TemporaryDirectory() as folder:
-            run = vidi.train(
-                "digits",
-                settings={
-                    "train.epochs": 2, "model.name": "small_resnet", "machine.deterministic": True,
-                    "machine.device": s.device.type, "machine.probe": "never",
-                },
-                out=Path(folder) / "run",
-            )  # fmt: skip
-            found.append(run.metrics.path.read_bytes())
+    asked: dict[str, object] = {
+        "train.epochs": 2, "model.name": "small_resnet", "machine.deterministic": True,
+        "machine.device": s.device.type, "machine.probe": "never",
+    }  # fmt: skip
+
+    def stop(what: str | Progress) -> None:
+        if isinstance(what, Progress) and what.phase == "train" and what.step == 15:
+            signal.raise_signal(signal.SIGTERM)
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("one", "another", "stopped"):
+            out = Path(folder) / name
+            if name == "stopped":
+                with contextlib.suppress(Interrupted):
+                    vidi.train("digits", settings=asked, out=out, show=stop)
+            found[name] = vidi.train("digits", settings=asked, out=out).metrics.path.read_bytes()
     torch.use_deterministic_algorithms(False)
-    assert found[0] == found[1], "two equal runs differ"
+    assert found["one"] == found["another"], "two equal runs differ"
+    assert found["one"] == found["stopped"], "a run that was stopped and continued differs"
     return {"bytes that differ": 0}
 
 
@@ -302,7 +316,8 @@ def main() -> None:
         sys.exit("no GPU here; --dry runs everything small on the processor")
     s = sizes(dry=arguments.dry)
     parts: dict[str, Callable[[], dict[str, float]]] = {
-        "no sync": lambda: no_sync(s),
+        "no sync": lambda: no_sync(s, compiled=False),
+        "no sync, compiled": lambda: no_sync(s, compiled=True),
         "bad step": lambda: bad_step(s),
         "speed": lambda: speed(s),
         "probe": lambda: chosen(s),
@@ -322,7 +337,6 @@ def main() -> None:
         with contextlib.suppress(RuntimeError):
             memory.release()
         print(f"{name}: {results[name]} ({time.monotonic() - began_at:.0f} s)", flush=True)
-    results["memory"] = {"peak bytes": float(memory.peak_bytes())}
     device = torch.cuda.get_device_name() if s.device.type == "cuda" else "processor"
     print(json.dumps({"device": device, "torch": torch.__version__, **copy.copy(results)}))
 
