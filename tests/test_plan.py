@@ -452,6 +452,8 @@ CONTRADICTIONS: dict[str, tuple[dict[str, object], str]] = {
     "gamma of nothing": ({"train__focal_gamma": 1.0}, "only used by the focal loss"),
     "sizes that fall": ({"train__progressive_px": (28, 20)}, "has to rise"),
     "sizes that end elsewhere": ({"train__progressive_px": (14, 20)}, "has to rise"),
+    "shares that fall": ({"train__progressive_data": (0.5, 0.2, 1.0)}, "has to rise"),
+    "shares that leave some out": ({"train__progressive_data": (0.2, 0.5)}, "has to rise to 1"),
     "frozen and random": ({"train__freeze_stages": 2}, "not pretrained"),
     "unfreezing what is random": ({"train__unfreeze_fraction": 0.5}, "not pretrained"),
     "a head on nothing": ({"train__head": "first"}, "not pretrained"),
@@ -549,6 +551,23 @@ def test_stages_of_size_divide_the_run_evenly() -> None:
     assert plan.stage_at(0).image_px == 14
     assert plan.stage_at(plan.horizon_steps - 1).image_px == 28
     assert plan.end_of(plan.stages[0]) == pytest.approx(plan.horizon_steps / 3, abs=1)
+
+
+def test_stages_of_size_and_of_data_are_as_few_as_there_are_changes() -> None:
+    plan = plan_for(
+        asked(
+            train__progressive_px=(14, 28, 28, 28),
+            train__progressive_data=(0.25, 0.25, 1.0, 1.0),
+            train__epochs=4,
+        )
+    )
+    found = [(stage.until, stage.image_px, stage.data_share) for stage in plan.stages]
+    assert found == [(0.25, 14, 0.25), (0.5, 28, 0.25), (1.0, 28, 1.0)]
+    assert [plan.start_of(stage) for stage in plan.stages] == [
+        0,
+        *(plan.end_of(stage) for stage in plan.stages[:-1]),
+    ]
+    assert "shares of the images" in plan.reasons["stages"]
 
 
 @given(

@@ -110,8 +110,8 @@ PUBLIC = {
     "tune": "(data: 'str | Path', config: 'Config | None' = None, *, settings: 'Mapping[str, "
     "object] | None' = None, space: 'AnySpace | None' = None, minutes: 'float | None' = "
     "None, trials: 'int | None' = None, sampler: 'Sampler' = 'tpe', promotion: 'Promotion' "
-    "= 'asha', patience: 'int' = 0, retrain: 'bool' = False, seed: 'int' = 0, workers: 'int' "
-    "= 1, ray: 'str | None' "
+    "= 'asha', fidelity: 'Fidelity' = 'steps', patience: 'int' = 0, retrain: 'bool' = False, "
+    "seed: 'int' = 0, workers: 'int' = 1, ray: 'str | None' "
     "= None, storage_url: 'str | None' = None, timeout_s: 'float' = 300.0, out: 'str | "
     "Path | None' = None, show: 'Callable[[Any], None] | None' = None, started_at: 'float "
     "| None' = None) -> 'Study'",
@@ -208,6 +208,7 @@ OPTIONS = {
         "--space",
         "--sampler",
         "--promotion",
+        "--fidelity",
         "--patience",
         "--retrain",
         "--seed",

@@ -164,6 +164,9 @@ class TrainConfig(Frozen):
     progressive_px: tuple[Pixels, ...] | None = Field(
         None, description="sizes of the images in equal parts of the run; the last is image_px"
     )
+    progressive_data: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] | None = Field(
+        None, description="shares of the training images in equal parts of the run; the last is 1"
+    )
     patience_epochs: Positive | None = Field(
         None, description="stop when validation did not get better for so long"
     )

@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from vidi.augment import ImageRandom
+from vidi.batch import Batch
 from vidi.config import Config
 from vidi.errors import ConfigError, MismatchError, UsageError
 from vidi.run import Run
 from vidi.train.loop import Progress
+from vidi.train.prepare import Extensions, part_of_training
 from vidi.train.trial import Shared, advance, conclude, copy_run, shorten
 
 CONFIG = Config().with_settings(
@@ -190,3 +194,66 @@ def test_weights_that_were_drawn_before_are_those_that_would_be_drawn(
     with Shared("digits", CONFIG) as another_process:
         advance(tmp_path / "alone", another_process, other)
     assert digest(tmp_path / "second") == digest(tmp_path / "alone")
+
+
+# ---- Rungs that are cheaper than their steps -----------------------------------------------------
+
+SMALLER = CONFIG.with_settings(
+    {"model.name": "small_resnet", "train.epochs": 2, "train.progressive_px": (8, 12, 16)}
+)
+FEWER = CONFIG.with_settings({"train.progressive_data": (1 / 9, 1 / 3, 1 / 3, *(1.0,) * 6)})
+
+
+@pytest.mark.parametrize(("config", "rungs"), [(SMALLER, (1 / 3,)), (FEWER, RUNGS)])
+def test_what_is_promoted_from_a_cheaper_rung_goes_on_as_if_it_had_gone_straight_through(
+    tmp_path: Path, shared: Shared, config: Config, rungs: tuple[float, ...]
+) -> None:
+    whole = advance(tmp_path / "whole", shared, config, rungs=rungs)
+    for number in range(len(rungs)):
+        first = advance(tmp_path / "parts", shared, config, rungs=rungs, rung=number)
+        assert first.accuracy is not None
+        # In the middle of a stage too.
+        advance(tmp_path / "parts", shared, config, deadline=time.monotonic())
+    with Shared("digits", config) as another_process:
+        last = advance(tmp_path / "parts", another_process, config)
+    assert (last.accuracy, last.log_loss) == (whole.accuracy, whole.log_loss)
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+
+
+def test_a_part_of_the_images_has_all_classes_alike_and_lies_in_every_larger_one(
+    shared: Shared,
+) -> None:
+    dataset = shared.dataset
+    third, half = (set(part_of_training(dataset, share).tolist()) for share in (1 / 3, 1 / 2))
+    whole = dataset.indices("train")
+    assert third < half < set(whole.tolist())
+    for share, part in ((1 / 3, third), (1 / 2, half)):
+        counts = np.bincount(dataset.labels[sorted(part)])
+        expected = share * np.bincount(dataset.labels[whole])
+        assert abs(counts - expected).max() <= 1
+
+
+def test_a_stage_learns_from_its_part_alone(tmp_path: Path) -> None:
+    seen: dict[int, set[int]] = {}
+
+    def look(batch: Batch, rng: ImageRandom, done: float) -> Batch:
+        del rng
+        stage = sum(round(57 * done) >= round(57 * share) for share in RUNGS)
+        seen.setdefault(stage, set()).update(batch.ids.tolist())
+        return batch
+
+    with Shared("digits", FEWER, Extensions(transforms=(look,))) as own:
+        assert advance(tmp_path / "t", own, FEWER).horizon_steps == 57
+        parts = [set(part_of_training(own.dataset, s).tolist()) for s in (*RUNGS, 1.0)]
+    assert seen[0] <= parts[0]
+    assert seen[1] <= parts[1]
+    assert len(seen[1]) > 0.9 * len(parts[1])
+    assert len(seen[2]) > len(parts[1])
+
+
+def test_a_network_of_one_size_cannot_begin_with_smaller_images(
+    tmp_path: Path, shared: Shared
+) -> None:
+    config = CONFIG.with_settings({"train.progressive_px": (4, 8)})
+    with pytest.raises(ConfigError, match="cannot take images of 4 px"):
+        advance(tmp_path / "t", shared, config, rungs=(1 / 2,))

@@ -11,14 +11,18 @@ from hypothesis import strategies as some
 
 from vidi.study import Rung, Trial
 from vidi.tune.rungs import (
+    FIDELITIES,
     PROMOTIONS,
+    Fidelity,
     Promotion,
     Rules,
     best_of,
+    costs_of,
     hopeless,
     next_action,
     out_of_patience,
     ranked,
+    settings_of,
 )
 
 SHARES = (1 / 9, 1 / 3, 1.0)
@@ -196,3 +200,42 @@ def test_what_cannot_reach_the_best_any_more_is_not_promoted() -> None:
     # On few images the difference may be chance.
     assert not hopeless(at(3, 0.70), [*finished, at(3, 0.70)], rules, 20)
     assert not hopeless(at(3, 0.10), [finished[0], at(3, 0.10)], rules, 1000)
+
+
+# ---- What is less at a rung, besides the steps ---------------------------------------------------
+
+
+def test_smaller_images_grow_at_the_rungs_to_the_whole_size() -> None:
+    found = settings_of("image_px", (1 / 9, 1 / 3, 1.0), 32)
+    assert found == {"train.progressive_px": (16, 24, 24, *(32,) * 6)}
+    assert settings_of("image_px", (1 / 3, 1.0), 28) == {"train.progressive_px": (16, 28, 28)}
+
+
+def test_a_part_of_the_images_grows_at_the_rungs_to_all() -> None:
+    found = settings_of("data_share", (1 / 9, 1 / 3, 1.0))
+    assert found == {"train.progressive_data": (1 / 9, 1 / 3, 1 / 3, *(1.0,) * 6)}
+
+
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_one_rung_is_a_plain_training(fidelity: Fidelity) -> None:
+    assert settings_of(fidelity, (1.0,), 32) == {}
+    assert costs_of(fidelity, (1.0,)) == (1.0,)
+
+
+def test_steps_of_smaller_images_cost_less() -> None:
+    shares = (1 / 9, 1 / 3, 1.0)
+    assert costs_of("steps", shares) == pytest.approx(shares)
+    assert costs_of("data_share", shares) == pytest.approx(shares)
+    first, second, whole = costs_of("image_px", shares)
+    assert first == pytest.approx(1 / 9 / 4)
+    assert second == pytest.approx(first + 2 / 9 * 9 / 16)
+    assert whole == pytest.approx(second + 2 / 3)
+
+
+@given(some.integers(8, 512), some.integers(1, 3))
+def test_sizes_rise_to_the_size_that_is_judged(image_px: int, rungs: int) -> None:
+    shares = tuple(3.0 ** -(rungs - n) for n in range(rungs + 1))
+    sizes = settings_of("image_px", shares, image_px)["train.progressive_px"]
+    assert list(sizes) == sorted(sizes)
+    assert sizes[-1] == image_px
+    assert min(sizes) >= 4

@@ -550,3 +550,58 @@ def test_without_test_images_nothing_would_be_left_to_judge_by(
     with pytest.raises(UsageError, match="retrained"):
         searched(tmp_path / "s", retrain=True)
     assert not (tmp_path / "s").exists()
+
+
+# ---- Rungs that differ by more than steps --------------------------------------------------------
+
+
+def test_workers_are_told_by_what_rungs_differ(tmp_path: Path, imagined: Imagined) -> None:
+    searched(tmp_path / "s", fidelity="data_share", retrain=True)
+    for what in ("advance", "finish", "retrain"):
+        assert {one["fidelity"] for one in sent(imagined, what)} == {"data_share"}
+    with pytest.raises(MismatchError, match="fidelity"):
+        searched(tmp_path / "s", fidelity="steps", retrain=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"fidelity": "images"}, "'images'"),
+        ({"fidelity": "image_px", "promotion": "none"}, "no rungs"),
+        (
+            {
+                "fidelity": "data_share",
+                "settings": {**COMMON["settings"], "train.progressive_data": (0.5, 1.0)},
+            },
+            r"train\.progressive_data is asked for",
+        ),
+    ],
+)
+def test_rungs_that_cannot_differ_so_are_refused(
+    tmp_path: Path, imagined: Imagined, asked: dict[str, Any], words: str
+) -> None:
+    del imagined
+    with pytest.raises(UsageError, match=words):
+        searched(tmp_path / "s", **asked)
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_best_of_smaller_images_is_a_recipe_that_has_them(tmp_path: Path) -> None:
+    study = vidi.tune(
+        "digits",
+        settings={
+            "model.name": "small_resnet",
+            "train.epochs": 4,
+            "train.batch_size": 128,
+            "machine.threads": 1,
+        },
+        space={"train.learning_rate": log_uniform(0.01, 0.1)},
+        fidelity="image_px",
+        trials=1,
+        out=tmp_path / "s",
+    )
+    recipe = parse(study.best_path.read_text()).train.progressive_px
+    assert recipe is not None
+    assert recipe[0] == 8
+    assert recipe[-1] == 16
+    assert vidi.Run.open(study.final_path).evaluated_splits() == ("test", "validation")

@@ -229,6 +229,14 @@ def tune(
             help="asha, pasha, halving, median or none: which trials go on.",
         ),
     ] = "asha",
+    fidelity: Annotated[
+        str,
+        typer.Option(
+            "--fidelity",
+            metavar="WHAT",
+            help="What is less at the rungs: steps alone, or image_px or data_share as well.",
+        ),
+    ] = "steps",
     patience: Annotated[
         int,
         typer.Option(
@@ -285,6 +293,7 @@ def tune(
             trials=trials,
             sampler=sampler,  # type: ignore[arg-type]
             promotion=promotion,  # type: ignore[arg-type]
+            fidelity=fidelity,  # type: ignore[arg-type]
             patience=patience,
             retrain=retrain,
             seed=seed,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from vidi.config import Config
 from vidi.errors import ConfigError
 from vidi.facts import Facts
 from vidi.plan.decisions import Decisions
 from vidi.plan.values import Head, Stage
+
+T = TypeVar("T")
 
 
 def decide_head(config: Config, decided: Decisions, *, pretrained: bool) -> Head:
@@ -40,6 +45,7 @@ def decide_stages(
     frozen = asked.freeze_stages or 0
     _check(config, num_stages, image_px=image_px, pretrained=pretrained)
     sizes = asked.progressive_px or (asked.image_px or image_px,)
+    shares = asked.progressive_data or (1.0,)
     thaws = [(0.0, frozen)]
     if asked.unfreeze_fraction and num_stages is not None:
         # At first only the head learns; then one stage more at a time, the last one first, until
@@ -49,23 +55,34 @@ def decide_stages(
             (asked.unfreeze_fraction * number / max(1, steps), num_stages - 1 - number)
             for number in range(steps + 1)
         ]
-    starts = sorted({start for start, _ in thaws} | {n / len(sizes) for n in range(len(sizes))})
+    parts = {n / count for count in (len(sizes), len(shares)) for n in range(count)}
+    starts = sorted({start for start, _ in thaws} | parts)
     ends = [*starts[1:], 1.0]
-    stages = tuple(
-        Stage(
+    stages: list[Stage] = []
+    for start, end in zip(starts, ends, strict=True):
+        stage = Stage(
             until=end,
-            image_px=sizes[min(len(sizes) - 1, int(start * len(sizes) + 1e-9))],
+            image_px=_at(sizes, start),
             frozen_stages=[count for at, count in thaws if at <= start + 1e-12][-1],
+            data_share=_at(shares, start),
         )
-        for start, end in zip(starts, ends, strict=True)
-    )
+        if stages and stages[-1].model_copy(update={"until": end}) == stage:
+            # Nothing changes there.
+            stages.pop()
+        stages.append(stage)
     what = [
         "sizes asked for" if asked.progressive_px or asked.image_px else "",
+        "shares of the images asked for" if asked.progressive_data else "",
         "gradual unfreezing asked for" if asked.unfreeze_fraction else "",
         f"{frozen} stages stay as they are" if frozen else "",
     ]
     decided.reasons["stages"] = "; ".join(filter(None, what)) or "nothing changes along the way"
-    return stages
+    return tuple(stages)
+
+
+def _at(values: Sequence[T], start: float) -> T:
+    """Of values for equal parts of a run, that of the part which begins there or before."""
+    return values[min(len(values) - 1, int(start * len(values) + 1e-9))]
 
 
 def _check(config: Config, num_stages: int | None, *, image_px: int, pretrained: bool) -> None:
@@ -82,6 +99,12 @@ def _check(config: Config, num_stages: int | None, *, image_px: int, pretrained:
             f"train.image_px = {asked.image_px} is what the model sees in training, at most the "
             f"{image_px} px that it is judged at, and instead of train.progressive_px",
             fix="leave it out, or set data.image_px too",
+        )
+    shares = asked.progressive_data
+    if shares is not None and (not shares or shares[-1] != 1.0 or list(shares) != sorted(shares)):
+        raise ConfigError(
+            f"train.progressive_data = {list(shares)} has to rise to 1, all of the training images",
+            fix="for example [0.25, 0.5, 1.0]",
         )
     if (asked.freeze_stages or asked.unfreeze_fraction) and not pretrained:
         raise ConfigError(

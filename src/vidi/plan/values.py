@@ -72,6 +72,8 @@ class Stage(Frozen):
     image_px: int
     # That many of the network's stages, from the input on, do not learn.
     frozen_stages: int
+    # The share of the training images that are learnt from in it, of every class alike.
+    data_share: float = 1.0
 
 
 class ExecutionPlan(Frozen):
@@ -186,6 +188,11 @@ class Plan(Frozen):
                 return stage
         return self.stages[-1]
 
+    def start_of(self, stage: Stage) -> int:
+        """The first step that is in that stage."""
+        number = self.stages.index(stage)
+        return self.end_of(self.stages[number - 1]) if number else 0
+
     def end_of(self, stage: Stage) -> int:
         """The first step that is no longer in that stage."""
         return round(stage.until * self.horizon_steps)
@@ -226,7 +233,8 @@ def shown(value: Any) -> str:
         return ", ".join(parts if len(parts) <= 4 else [*parts[:3], "..."])
     if isinstance(value, Stage):
         frozen = f", {value.frozen_stages} stages frozen" if value.frozen_stages else ""
-        return f"to {value.until:.0%} at {value.image_px} px{frozen}"
+        part = f" on {value.data_share:.0%} of the images" if value.data_share < 1.0 else ""
+        return f"to {value.until:.0%} at {value.image_px} px{part}{frozen}"
     if isinstance(value, dict):
         return ", ".join(f"{name} = {shown(part)}" for name, part in value.items()) or "its own"
     return str(value)

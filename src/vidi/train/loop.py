@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -48,6 +48,8 @@ MAX_CONSECUTIVE_SKIPS = 10
 # So many batches tell the statistics of weights that no step has trained; schedulefree's advice
 # is fifty, and on twenty the variance of a filter is known to about two percent.
 STATISTICS_BATCHES = 20
+# Epochs of a part of the images are numbered from multiples of this on; no run has so many.
+OF_A_PART = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Job:
     plateau: Plateau | None = None
     # The processes that share each batch; the loaders give this one its part.
     ranks: Ranks = ALONE
+    # Share of the training images -> loader of that part, for stages that learn from a part.
+    parts: Mapping[float, Loader] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ def _steps(plan: Plan, job: Job, state: State, run: Run | None, saver: Saver) ->
         if plan.stage_at(state.step) != stage:
             stage = plan.stage_at(state.step)
             network = _network(plan, job, state)
-        batches = _varied(plan, job, *divmod(state.step, plan.steps_per_epoch))
+        batches = _varied(plan, job, state.step)
         try:
             for batch in batches:
                 done = state.step / plan.horizon_steps
@@ -199,8 +203,27 @@ def _rehearsed(
         settings = replace(settings, micro_batch_size=state.training_limit.num_images)
 
 
-def _varied(plan: Plan, job: Job, epoch: int, start: int) -> Generator[Batch]:
-    """The augmented batches of an epoch from number `start` on, on the device of the model.
+class _Place(NamedTuple):
+    """Where a step lies: in which epoch of which loader, and at which batch of it."""
+
+    loader: Loader
+    epoch: int
+    start: int
+
+
+def _place(plan: Plan, job: Job, step: int) -> _Place:
+    """A pure function of the plan, so that it does not matter where a run was interrupted."""
+    stage = plan.stage_at(step)
+    if stage.data_share == 1.0:
+        return _Place(job.train, *divmod(step, plan.steps_per_epoch))
+    loader = job.parts[stage.data_share]
+    epoch, start = divmod(step - plan.start_of(stage), loader.num_batches)
+    # Numbers of their own, or an image would be varied as it will be later.
+    return _Place(loader, OF_A_PART * (1 + plan.stages.index(stage)) + epoch, start)
+
+
+def _varied(plan: Plan, job: Job, step: int) -> Generator[Batch]:
+    """The augmented batches of an epoch from that step on, on the device of the model.
 
     Where they are augmented is the plan's choice; the random numbers belong to the images.
 
@@ -208,15 +231,16 @@ def _varied(plan: Plan, job: Job, epoch: int, start: int) -> Generator[Batch]:
     to do. What is done together depends on a batch's number alone, so that it does not matter where
     a run was interrupted.
     """
-    batches = job.train.batches(epoch, start)
-    number = start
+    loader, epoch, start = _place(plan, job, step)
+    batches = loader.batches(epoch, start)
+    number, first_step = start, step - start
     try:
         while True:
             first = number - number % job.augment_together
             together = list(itertools.islice(batches, first + job.augment_together - number))
             if not together:
                 return
-            done = (epoch * plan.steps_per_epoch + first) / plan.horizon_steps
+            done = (first_step + first) / plan.horizon_steps
             for some in _mixable(together):
                 whole = joined(some)
                 if plan.execution.augment_on == "device":
@@ -256,7 +280,7 @@ def _settle_average(plan: Plan, job: Job, state: State) -> None:
     assert state.average is not None
     state.average.follow(state.model, state.optimizer, state.step)
     seed_step(plan.seed, state.step, job.device)
-    batches = _varied(plan, job, 0, 0)
+    batches = _varied(plan, job, 0)
     try:
         with autocast(job.device, plan.execution.precision):
             optim.measure_statistics(

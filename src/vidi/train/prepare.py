@@ -35,6 +35,8 @@ from vidi.data import (
     measure_symmetry,
     open_dataset,
 )
+from vidi.data.hashing import draws
+from vidi.data.split import stratified
 from vidi.errors import ConfigError, MismatchError, UsageError, nearest
 from vidi.facts import DatasetFacts, Facts, Measurements, Split, Where
 from vidi.memory import Limit
@@ -55,6 +57,8 @@ from vidi.train.state import State, Window
 AUGMENT_AT_ONCE = 128 << 10
 # So many images tell how small patches vary; see `model.start_from`.
 START_IMAGES = 2_000
+# Which images are in a part of the training images is drawn apart from which are in a split.
+OF_PARTS = 1_000
 # Runs that a guess puts below this are not worth a probe.
 PROBE_WORTH_S = 60.0
 
@@ -311,8 +315,10 @@ def build_job(
     ranks: Ranks = ALONE,
 ) -> Job:
     """Loaders, augmentation and schedule of a plan; of several processes each gets its part."""
+    shares = {stage.data_share for stage in plan.stages} - {1.0}
     return Job(
         train=_training_loader(plan, dataset, store, ranks),
+        parts={share: _training_loader(plan, dataset, store, ranks, share) for share in shares},
         validation=evaluation_loader(plan, dataset, store, "validation", ranks)
         if len(dataset.indices("validation"))
         else None,
@@ -326,9 +332,13 @@ def build_job(
 
 
 def _training_loader(
-    plan: Plan, dataset: Dataset, store: PixelStore, ranks: Ranks = ALONE
+    plan: Plan,
+    dataset: Dataset,
+    store: PixelStore,
+    ranks: Ranks = ALONE,
+    share: float = 1.0,
 ) -> Loader:
-    ids = dataset.indices("train")
+    ids = part_of_training(dataset, share)
     return Loader(
         store,
         dataset.labels,
@@ -344,6 +354,17 @@ def _training_loader(
         device=torch.device(plan.execution.device),
         resident=plan.execution.store == "device",
     )
+
+
+def part_of_training(dataset: Dataset, share: float) -> Indices:
+    """Ids of that share of the training images, the same of every class; a smaller part lies in
+    every larger one."""
+    ids = dataset.indices("train")
+    if share == 1.0:
+        return ids
+    order = draws(dataset.source.hashes()[ids], OF_PARTS)
+    out = stratified(dataset.labels[ids], order, fraction=1.0 - share)
+    return ids[~out]
 
 
 def start_from_images(
@@ -414,7 +435,8 @@ def _augment_together(plan: Plan, config: Config, extensions: Extensions) -> int
     """How many batches are augmented at a time: a pure function of what was asked and planned."""
     # A function of the user's may look at the whole batch, and images are mixed in pairs. Images
     # that grow along the run are not joined with larger ones.
-    alone = config.augment.extra or extensions.transforms or len(plan.stages) > 1
+    sizes = {stage.image_px for stage in plan.stages}
+    alone = config.augment.extra or extensions.transforms or len(sizes) > 1
     if alone or plan.batch_size % 2:
         return 1
     # Of all processes together, so that their number changes nothing.

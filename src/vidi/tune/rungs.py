@@ -15,15 +15,25 @@ here has a memory, so a search that was killed decides as if it had not been.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from vidi.study import Trial
 
 Promotion = Literal["asha", "pasha", "halving", "median", "none"]
 PROMOTIONS: Final[tuple[Promotion, ...]] = get_args(Promotion)
+
+# What is less below the end, besides the steps: nothing, the size of the images, or how many of the
+# training images are learnt from.
+Fidelity = Literal["steps", "image_px", "data_share"]
+FIDELITIES: Final[tuple[Fidelity, ...]] = get_args(Fidelity)
+# Up to the first rung images have this share of their side; then they grow evenly.
+SMALLEST_SIDE: Final = 0.5
+# Sides are multiples of so many pixels.
+PX_STEP: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,48 @@ class Action(NamedTuple):
     number: int | None = None
     rung: int | None = None
     why: str = ""
+
+
+def sides(count: int) -> tuple[float, ...]:
+    """The side of the images up to each of so many rungs, as a share of the whole side."""
+    step = (1.0 - SMALLEST_SIDE) / max(1, count - 1)
+    return tuple(1.0 - step * (count - 1 - number) for number in range(count))
+
+
+def settings_of(
+    fidelity: Fidelity, shares: Sequence[float], image_px: int | None = None
+) -> dict[str, Any]:
+    """The settings that make rungs cheaper, in equal parts of a run of which rungs are some.
+
+    A trial that is promoted goes on from its checkpoint: weights, average and optimizer do not
+    depend on the size or the number of the images, so it is the same run as one that went straight
+    through. A network that takes one size only is refused by the plan.
+
+    Args:
+        shares: of the steps at which the rungs are; multiples of the first.
+        image_px: the side that the model sees in the end, for "image_px".
+    """
+    if fidelity == "steps" or len(shares) == 1:
+        return {}
+    parts = round(1.0 / shares[0])
+    rung_of = [next(n for n, s in enumerate(shares) if s > (k + 0.5) / parts) for k in range(parts)]
+    if fidelity == "data_share":
+        return {"train.progressive_data": tuple(shares[rung] for rung in rung_of)}
+    assert image_px is not None
+    whole = sides(len(shares))
+    px = [max(PX_STEP, round(side * image_px / PX_STEP) * PX_STEP) for side in whole[:-1]]
+    sizes = (*(min(each, image_px) for each in px), image_px)
+    return {"train.progressive_px": tuple(sizes[rung] for rung in rung_of)}
+
+
+def costs_of(fidelity: Fidelity, shares: Sequence[float]) -> tuple[float, ...]:
+    """What a trial has cost at each rung, in whole trainings on whole images.
+
+    A step takes as long as its images have pixels.
+    """
+    areas = [side**2 if fidelity == "image_px" else 1.0 for side in sides(len(shares))]
+    steps = [after - before for before, after in itertools.pairwise((0.0, *shares))]
+    return tuple(itertools.accumulate(a * s for a, s in zip(areas, steps, strict=True)))
 
 
 def next_action(

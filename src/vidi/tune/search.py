@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn, final
 
 from vidi import space as spaces
 from vidi import storage
-from vidi.config import Config, load
+from vidi.config import Config, load, parse
 from vidi.errors import (
     DataError,
     Interrupted,
@@ -35,7 +35,18 @@ from vidi.space import Distribution, Space
 from vidi.study import Rung, Status, Study, Trial, default_study_path
 from vidi.tune.budget import Clock, divide, judging_seconds, retraining_share, slack
 from vidi.tune.mirror import Mirror, show_all
-from vidi.tune.rungs import PROMOTIONS, Action, Promotion, Rules, best_of, next_action, ranked
+from vidi.tune.rungs import (
+    FIDELITIES,
+    PROMOTIONS,
+    Action,
+    Fidelity,
+    Promotion,
+    Rules,
+    best_of,
+    costs_of,
+    next_action,
+    ranked,
+)
 from vidi.tune.sampling import SAMPLERS, OwnSpace, Sampler, Wish, suggest
 from vidi.tune.workers import GRACE_S, Crew, Event, Processes, error_of
 
@@ -50,6 +61,8 @@ HURRIED_SHARE: Final = 0.05
 ETA: Final = 3
 # Settings whose values are names of something; those of a space are looked up before all else.
 NAMES: Final = ("model.name", "train.optimizer", "train.schedule")
+# The setting by which rungs differ.
+PROGRESSIVE: Final = {"image_px": "progressive_px", "data_share": "progressive_data"}
 # What may be asked for differently when a study is continued.
 MAY_CHANGE: Final = ("minutes", "trials", "retrain")
 # With fewer validation images than this one of them is more than a point of accuracy.
@@ -72,6 +85,7 @@ def tune(
     trials: int | None = None,
     sampler: Sampler = "tpe",
     promotion: Promotion = "asha",
+    fidelity: Fidelity = "steps",
     patience: int = 0,
     retrain: bool = False,
     seed: int = 0,
@@ -97,6 +111,8 @@ def tune(
         minutes: wall-clock time for everything. trials: how many to begin. One of them, or both.
         sampler: "tpe", "gp", "cmaes", "qmc", "random" or "grid".
         promotion: "asha", "pasha", "halving", "median" or "none"; see `vidi.tune.rungs`.
+        fidelity: what is less at the rungs below the end: "steps" alone, or "image_px" (smaller
+            images) or "data_share" (a part of the training images) as well.
         patience: end when so many trials in a row were no better than the best; 0: never.
         retrain: train the best once more in the end, as it was, on its validation images as well,
             and judge that on the test images; where the time allows, else it is said why not.
@@ -130,6 +146,7 @@ def tune(
         trials=trials,
         sampler=sampler,
         promotion=promotion,
+        fidelity=fidelity,
         patience=patience,
         retrain=retrain,
         seed=seed,
@@ -183,6 +200,7 @@ class _Wanted:
     trials: int | None
     sampler: Sampler
     promotion: Promotion
+    fidelity: Fidelity
     patience: int
     retrain: bool
     seed: int
@@ -205,6 +223,7 @@ class _Wanted:
             "trials": self.trials,
             "sampler": self.sampler,
             "promotion": self.promotion,
+            "fidelity": self.fidelity,
             "patience": self.patience,
             "retrain": self.retrain,
             "seed": self.seed,
@@ -326,9 +345,11 @@ class _Search:
                 f"is {100 / self.num_validation:.1f} points of accuracy, so much of what looks "
                 "better will be luck; set data.validation_fraction or data.folds higher"
             )
+        # What a trial has cost at its rungs: less than its steps where they are cheaper.
+        costs = costs_of(wanted.fidelity, self.rules.shares)
         self.clock = Clock(
-            shares=self.rules.shares,
-            full_s=float(decided["seconds_per_epoch"]) * decided["epochs"],
+            shares=tuple(cost / costs[-1] for cost in costs),
+            full_s=float(decided["seconds_per_epoch"]) * decided["epochs"] * costs[-1],
             judging_s=judging_seconds(
                 num_judged, dataset.num_images("train") / decided["seconds_per_epoch"]
             ),
@@ -460,7 +481,7 @@ class _Search:
                 "path": str(self.study.trial_run_path(trial.number).resolve()),
                 "config": self._config_of(trial, for_a_worker=True).to_toml(),
                 "rung": action.rung,
-                "shares": list(self.rules.shares),
+                **self._of_the_rungs,
                 "deadline_s": left_s,
             },
         )
@@ -527,7 +548,7 @@ class _Search:
         assert best is not None
         assert best.last is not None
         if before is None or best.number != before.number:
-            self.study.write_best(self._config_of(best))
+            self.study.write_best(self._recipe_of(best))
         words = ", ".join(f"{n.partition('.')[2]} {_short(v)}" for n, v in trial.settings.items())
         elapsed_s = time.monotonic() - self.started_at
         self.say(
@@ -653,6 +674,7 @@ class _Search:
             "source": str(run.path.resolve()),
             "path": str(self.study.final_path.resolve()),
             "config": config,
+            **self._of_the_rungs,
             "last_step": last_step,
             "deadline_s": left_s,
             # The test images are looked at by the answer alone.
@@ -668,7 +690,7 @@ class _Search:
         told = self._answer(0, message)["result"]
         self.study.note("answered", trial=best.number, **_part(told, "step", "accuracy"))
         about = self._retrained(best, config) if retrains else ()
-        self.study.write_best(self._config_of(best), about=about)
+        self.study.write_best(self._recipe_of(best), about=about)
         self.study.decide(answer=best.number)
 
     def _has_time_to_retrain(self, best: Trial, *, hurried: bool) -> bool:
@@ -700,11 +722,12 @@ class _Search:
             left_s = max(0.0, self.deadline - self.clock.judging_s - time.monotonic())
         paths = self.study.final_path.resolve(), self.study.retrained_path.resolve()
         message = {"config": config, "name": name, "source": str(paths[0]), "path": str(paths[1])}
+        message |= self._of_the_rungs
         try:
             self._answer(0, {"do": "retrain", "deadline_s": left_s, **message})
         except (TrainingError, StorageError, DataError) as error:
             self._not_retrained(error.message)
-            self._answer(0, {"do": "conclude", "path": str(paths[0]), "config": config})
+            self._answer(0, {**message, "do": "conclude", "path": str(paths[0])})
             return ()
         storage.discard_folder([self.study.final_path])
         self.study.retrained_path.rename(self.study.final_path)
@@ -823,6 +846,21 @@ class _Search:
             config = config.with_settings({"machine.threads": threads})
         return config
 
+    @property
+    def _of_the_rungs(self) -> dict[str, Any]:
+        """What a worker has to know of them."""
+        return {"shares": list(self.rules.shares), "fidelity": self.wanted.fidelity}
+
+    def _recipe_of(self, trial: Trial) -> Config:
+        """The config that trains a trial again, with what made its rungs cheaper."""
+        config = self._config_of(trial)
+        if self.wanted.fidelity == "steps":
+            return config
+        asked = parse(self.study.trial_run(trial.number).text("config"), origin="a trial").train
+        return config.with_settings(
+            {f"train.{name}": getattr(asked, name) for name in PROGRESSIVE.values()}
+        )
+
     def _keep(self, trial: Trial) -> None:
         """Writes a trial down; on a full disk, after others have made room for it."""
         self.trials[trial.number] = trial
@@ -864,10 +902,34 @@ def _check(wanted: _Wanted, workers: int) -> None:
             f"there is no way to promote '{wanted.promotion}'",
             fix=nearest(wanted.promotion, PROMOTIONS),
         )
+    if wanted.fidelity not in FIDELITIES:
+        raise UsageError(
+            f"rungs cannot differ by '{wanted.fidelity}'", fix=nearest(wanted.fidelity, FIDELITIES)
+        )
+    if wanted.fidelity != "steps":
+        _check_fidelity(wanted)
     if wanted.sampler in ("grid", "qmc", "cmaes") and callable(wanted.space):
         raise UsageError(
             f"the sampler '{wanted.sampler}' has to know the whole space, and yours is a function",
             fix="use tpe, gp or random, or give the space as a mapping",
+        )
+
+
+def _check_fidelity(wanted: _Wanted) -> None:
+    name = f"train.{PROGRESSIVE[wanted.fidelity]}"
+    taken = [name, "train.image_px"] if wanted.fidelity == "image_px" else [name]
+    asked = [one for one in taken if not _is_open(wanted.config, one)]
+    axes = wanted.space if isinstance(wanted.space, Space) else ()
+    asked += [axis.name for axis in axes if axis.name in taken]
+    if asked:
+        raise UsageError(
+            f"{asked[0]} is asked for, and rungs that differ by {wanted.fidelity} decide it",
+            fix="leave it out, or search with --fidelity steps",
+        )
+    if wanted.promotion == "none":
+        raise UsageError(
+            f"promotion 'none' has no rungs that could differ by {wanted.fidelity}",
+            fix="use asha, pasha, halving or median",
         )
 
 

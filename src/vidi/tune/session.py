@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from vidi import storage
-from vidi.config import parse
+from vidi.config import Config, parse
 from vidi.errors import Interrupted, UsageError, VidiError
 from vidi.run import Run
 from vidi.train.loop import Progress
@@ -28,6 +28,7 @@ from vidi.train.trial import (
     shorten,
     train_and_answer,
 )
+from vidi.tune.rungs import Fidelity, settings_of
 
 # Progress is told at most so often; a worker that tells nothing for long is taken to hang.
 TELL_EVERY_S: Final = 0.5
@@ -141,7 +142,7 @@ class Session:
 
     def _advance(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """One trial, up to a rung or the end."""
-        config = parse(message["config"], origin="the trial's config")
+        config = self._config_of(message)
         left_s = message.get("deadline_s")
         result = advance(
             Path(message["path"]),
@@ -170,7 +171,7 @@ class Session:
         """A copy of a trial, trained to its end, or to an earlier one, and judged: the answer, or
         what is to be retrained."""
         source, target = Path(message["source"]), Path(message["path"])
-        config = parse(message["config"], origin="the trial's config")
+        config = self._config_of(message)
         if not target.exists():
             copy_run(source, target)
         if message["last_step"] is not None:
@@ -187,7 +188,7 @@ class Session:
 
     def _conclude(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """What was to be retrained is the answer all the same."""
-        config = parse(message["config"], origin="the trial's config")
+        config = self._config_of(message)
         conclude(Path(message["path"]), self._opened(), config, tell=self._tell)
         return {"result": {}}
 
@@ -202,13 +203,22 @@ class Session:
             target,
             shared.data,
             Run.open(Path(message["source"])),
-            parse(message["config"], origin="the trial's config"),
+            self._config_of(message),
             shared.extensions,
             name=message["name"],
             ends_at=None if left_s is None else time.monotonic() + float(left_s),
             tell=self._tell,
         )
         return {"result": {}}
+
+    def _config_of(self, message: Mapping[str, Any]) -> Config:
+        """The config of a trial, with what makes its rungs cheaper; sizes follow from its own."""
+        config = parse(message["config"], origin="the trial's config")
+        fidelity: Fidelity = message["fidelity"]
+        image_px = None
+        if fidelity == "image_px":
+            image_px = self._opened().looked(config).plan.pixels.image_px
+        return config.with_settings(settings_of(fidelity, message["shares"], image_px))
 
     def _opened(self) -> Shared:
         if self._shared is None:
