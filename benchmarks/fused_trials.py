@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _networks(name: str, count: int, device: torch.device) -> list[nn.Module]:
-    made = []
+    made: list[nn.Module] = []
     for seed in range(count):
         torch.manual_seed(seed)
         network = model.build(
@@ -105,7 +105,8 @@ def _alone(
 
     def step() -> None:
         for network, optimizer in zip(networks, optimizers, strict=True):
-            functional.cross_entropy(network(images), targets).backward()
+            loss = functional.cross_entropy(network(images), targets)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
 

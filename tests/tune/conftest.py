@@ -91,7 +91,7 @@ class Imagined:
             case "open":
                 return {"kind": "done", "facts": FACTS.model_dump(mode="json")}
             case "time":
-                return {"kind": "done", "seconds_per_step": 0.01, "start_s": 0.1}
+                return {"kind": "done", "seconds_per_step": 0.01}
             case "finish":
                 Run.create(Path(message["path"]), texts={"config": message["config"]})
                 return {"kind": "done", "result": {}}

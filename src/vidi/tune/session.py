@@ -6,9 +6,11 @@ one what came of it. The same session runs in a process beside the search and on
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, final
@@ -35,7 +37,23 @@ TELL_EVERY_S: Final = 0.5
 # How long the first steps are timed, to know what a trial costs.
 TIMED_S: Final = 3.0
 
+# A step that takes so many times as long as most was a pause of the machine, not a step.
+PAUSE_TIMES: Final = 20.0
+
 Send = Callable[[Mapping[str, Any]], None]
+
+
+def step_s(moments: Sequence[float]) -> float:
+    """Seconds of a step by the moments at which steps were done, without pauses of the machine; 0
+    where there are too few of them to tell.
+
+    The mean, not the median: batches are made several at a time, so some steps wait for many.
+    """
+    steps = [after - before for before, after in itertools.pairwise(moments)]
+    if not steps:
+        return 0.0
+    longest = PAUSE_TIMES * statistics.median(steps)
+    return statistics.fmean(step for step in steps if step <= longest)
 
 
 @final
@@ -113,16 +131,12 @@ class Session:
         """What a trial of that config costs, measured on its first steps, which are thrown away."""
         config = parse(message["config"], origin="the search's config")
         with tempfile.TemporaryDirectory(prefix="vidi-time-") as folder:
-            first_at = last_at = 0.0
-            first_step = last_step = 0
+            moments: list[float] = []
 
             def tell(what: str | Progress) -> None:
-                nonlocal first_at, last_at, first_step, last_step
                 self._tell(what)
                 if isinstance(what, Progress) and what.phase == "train":
-                    last_at, last_step = time.monotonic(), what.step
-                    if not first_at:
-                        first_at, first_step = last_at, last_step
+                    moments.append(time.monotonic())
 
             began_at = time.monotonic()
             result = advance(
@@ -132,11 +146,9 @@ class Session:
                 deadline=began_at + float(message.get("seconds", TIMED_S)),
                 tell=tell,
             )
-            seconds = (last_at - first_at) / max(1, last_step - first_step)
-            start_s = first_at - began_at
+            took_s = time.monotonic() - began_at
         return {
-            "seconds_per_step": seconds or (time.monotonic() - began_at) / max(1, result.step),
-            "start_s": start_s,
+            "seconds_per_step": step_s(moments) or took_s / max(1, result.step),
             "horizon_steps": result.horizon_steps,
         }
 
