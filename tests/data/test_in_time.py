@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -141,3 +142,44 @@ def test_errors_waiting_and_stopping() -> None:
     assert not each_in_time(done.append, [10], late.append, limit_s=0.1, may_go=lambda: False)
     assert done[-1] == 9
     assert not late
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that pass only where a test says so."""
+    now = [0.0]
+    monkeypatch.setattr("vidi.data.in_time.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_what_is_done_between_two_rows_has_no_limit(clock: list[float]) -> None:
+    def rows() -> Iterator[int]:
+        for row in range(3):
+            yield row
+            clock[0] += 1000.0
+            time.sleep(0.1)
+
+    done: list[int] = []
+    late: list[int] = []
+    assert each_in_time(done.append, rows(), late.append, limit_s=0.04)
+    assert (done, late) == ([0, 1, 2], [])
+
+
+def test_the_rows_after_a_late_one_are_worked_on_once(clock: list[float]) -> None:
+    comes_back = threading.Event()
+    begun: list[int] = []
+    back: list[threading.Thread] = []
+
+    def work(row: int) -> None:
+        begun.append(row)
+        if row == 1:
+            back.append(threading.current_thread())
+            clock[0] += 1000.0
+            comes_back.wait(60)
+
+    late: list[int] = []
+    assert each_in_time(work, iter(range(5)), late.append, limit_s=1.0)
+    comes_back.set()
+    back[0].join(60)
+    assert begun == [0, 1, 2, 3, 4]
+    assert late == [1]

@@ -63,6 +63,12 @@ def test_every_row_is_what_prepare_gives(root: Path) -> None:
     assert store.unreadable == ()
 
 
+@pytest.mark.parametrize("store_px", [150, 256])
+def test_rows_that_take_several_writes_are_whole(root: Path, store_px: int) -> None:
+    contract = CONTRACT.model_copy(update={"store_px": store_px})
+    assert same(open_store(open_dataset(root), contract), open_dataset(root))
+
+
 def test_the_second_time_nothing_is_decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_store(open_dataset(root), CONTRACT)
     refuse_decoding(monkeypatch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import threading
@@ -28,8 +29,11 @@ from vidi.data.resample import fast_resize
 from vidi.errors import DataError, MismatchError, StorageError, UnreadableImage
 from vidi.image import PixelContract, Pixels
 
-# One write and one checksum. Large enough for full disk speed, small enough for 8 in flight.
+# One checksum. Small enough for 8 in flight.
 BLOCK_BYTES: Final = 4 << 20
+# One write. Linux keeps it in one piece of memory of this size: for larger ones a virtual machine
+# asks its host more often than it has to, at 4 ms for each 2 MB.
+_WRITE_BYTES: Final = 64 << 10
 # The disk gave up, as the system says it and as we do.
 _OF_DISK: Final = (OSError, StorageError)
 # What a builder beside a training gives way by, of the 19 steps of niceness.
@@ -98,66 +102,52 @@ class Decoder:
         self.contract = contract
         self._expected = expected
         self._bad: dict[int, UnreadableRow] = {}
-        self._late = Late(dataset.read_limit_s, dataset.name, dataset.name_of)
+        self.limit_s = dataset.read_limit_s
+        self._late = Late(self.limit_s, dataset.name, dataset.name_of)
 
     @property
     def unreadable(self) -> tuple[UnreadableRow, ...]:
         bad = self._bad.copy()
         return tuple(bad[index] for index in sorted(bad))
 
-    def decode(
-        self, ids: Sequence[int], may_go: Callable[[], bool] = lambda: True
-    ) -> tuple[Pixels, Digests] | None:
+    def decode(self, ids: Sequence[int]) -> tuple[Pixels, Digests]:
         """Pixels of some rows, the background where they cannot be read, and their digests.
-
-        may_go: asked before each row; may wait. None is returned where it ended the work.
 
         Raises:
             MismatchError: a file is another one than when the run was planned.
             DataError: nothing is read any more.
         """
-        pixels = np.empty((len(ids), *shape_of(1, self.contract)[1:]), dtype=np.uint8)
-        digests = np.zeros((len(ids), 16), dtype=np.uint8)
+        some = Decoding(self, ids)
+        each_in_time(some.decode, range(len(ids)), some.leave, limit_s=self.limit_s)
+        return some.pixels, some.digests
 
-        def one(place: int) -> None:
-            digest = self._one(ids[place], pixels[place])
-            digests[place] = np.frombuffer(digest, dtype=np.uint8)
-
-        late: list[int] = []
-
-        def tell(place: int) -> None:
-            late.append(place)
-            self._late.add(ids[place])
-
-        places = range(len(ids))
-        if not each_in_time(one, places, tell, limit_s=self._late.limit_s, may_go=may_go):
-            return None
-        if late:
-            # The old ones may still be written to.
-            pixels, digests = pixels.copy(), digests.copy()
-            pixels[late], digests[late] = self.contract.background, 0
-        for place in late:
-            self._bad[ids[place]] = UnreadableRow(ids[place], "TIMEOUT", self._late.words)
-        return pixels, digests
-
-    def _one(self, index: int, out: Pixels) -> bytes:
+    def decode_into(self, index: int, out: Pixels) -> bytes:
+        """One row, however long it takes; its digest."""
         digest = bytes(16)
         dataset, contract = self.dataset, self.contract
+        resize = functools.partial(fast_resize, out=out)
         try:
             array = dataset.source.pixels(index)
             if array is not None:
                 digest = content_digest(np.ascontiguousarray(array).data.cast("B"))
-                out[:] = image.prepare_array(array, contract, resize=fast_resize)
+                made = image.prepare_array(array, contract, resize=resize)
             else:
                 data = dataset.read(index)
                 digest = content_digest(data)
                 self._check(index, digest)
-                out[:] = image.prepare(data, contract, resize=fast_resize)
+                made = image.prepare(data, contract, resize=resize)
+            if made is not out:
+                out[:] = made
         except UnreadableImage as error:
             out[:] = contract.background
             row = UnreadableRow(index, error.reason, error.message)  # type: ignore[arg-type]
             self._bad[index] = row
         return digest
+
+    def leave_out(self, index: int) -> None:
+        """A row that is not waited for any longer. Raises DataError where there are many."""
+        self._late.add(index)
+        self._bad[index] = UnreadableRow(index, "TIMEOUT", self._late.words)
 
     def is_bad(self, index: int) -> bool:
         return index in self._bad
@@ -177,6 +167,32 @@ class Decoder:
 
 
 @final
+class Decoding:
+    """Rows that are being decoded by a thread that may have to be left behind with one of them.
+
+    pixels: (N, store_px, store_px, channels); digests: (N, 16).
+    """
+
+    def __init__(self, decoder: Decoder, ids: Sequence[int]) -> None:
+        self.ids = ids
+        self.pixels: Pixels = np.empty(shape_of(len(ids), decoder.contract), dtype=np.uint8)
+        self.digests: Digests = np.zeros((len(ids), 16), dtype=np.uint8)
+        self._decoder = decoder
+
+    def decode(self, place: int) -> None:
+        # Those of now: once it is left behind, it writes to what nobody looks at any more.
+        pixels, digests = self.pixels, self.digests
+        digest = self._decoder.decode_into(self.ids[place], pixels[place])
+        digests[place] = np.frombuffer(digest, dtype=np.uint8)
+
+    def leave(self, place: int) -> None:
+        """The background in the place of a row that takes too long."""
+        self._decoder.leave_out(self.ids[place])
+        self.pixels, self.digests = self.pixels.copy(), self.digests.copy()
+        self.pixels[place], self.digests[place] = self._decoder.contract.background, 0
+
+
+@final
 class Streamed:
     """Nothing is kept: every row is decoded each time it is asked for."""
 
@@ -188,9 +204,7 @@ class Streamed:
         return self._decoder.unreadable
 
     def take(self, ids: Indices, out: Pixels) -> Mask:
-        decoded = self._decoder.decode(ids.tolist())
-        assert decoded is not None
-        out[:] = decoded[0]
+        out[:], _ = self._decoder.decode(ids.tolist())
         refuse_bad(self._decoder.dataset, self._decoder.unreadable)
         return self._decoder.readable(ids)
 
@@ -280,14 +294,12 @@ class Built:
         else:
             out[there] = self._pixels[ids[there]]
             missing = ids[~there]
-            decoded = self._decoder.decode(missing.tolist())
-            assert decoded is not None
-            out[~there] = decoded[0]
-            self._digests[missing] = decoded[1]
+            pixels, self._digests[missing] = self._decoder.decode(missing.tolist())
+            out[~there] = pixels
             for place, index in enumerate(missing.tolist()):
                 if self._error is None and not self._stop.is_set():
                     with contextlib.suppress(OSError):
-                        self._write(index, decoded[0][place : place + 1])
+                        self._write(index, pixels[place : place + 1])
                         self._ready[index] = True
             refuse_bad(self._decoder.dataset, self._decoder.unreadable)
         return self._decoder.readable(ids)
@@ -354,8 +366,7 @@ class Built:
                 if os.uname().sysname == "Linux":
                     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
-            while (number := self._claim()) is not None:
-                self._build(number)
+            self._build()
         except BaseException as error:
             # Whoever takes rows or waits for them raises it.
             with self._changed:
@@ -375,22 +386,40 @@ class Built:
             self._next_block += 1
             return self._next_block - 1
 
-    def _build(self, number: int) -> None:
+    def _build(self) -> None:
+        """Block after block, by one thread as long as no row is late.
+
+        Handed over as a whole: done for every block, that took a seventh of all the time.
+        """
+        block: Decoding
+
+        def places() -> Iterator[int]:
+            nonlocal block
+            while (number := self._claim()) is not None:
+                first = number * self._step
+                rows = range(first, min(first + self._step, len(self._ready)))
+                block = Decoding(self._decoder, rows)
+                there = self._ready[first : rows.stop].copy()
+                yield from np.flatnonzero(~there).tolist()
+                self._digests[first : rows.stop][~there] = block.digests[~there]
+                if there.any():
+                    block.pixels[there] = self._pixels[first : rows.stop][there]
+                self._keep(number, block.pixels)
+
+        each_in_time(
+            lambda place: block.decode(place),
+            places(),
+            lambda place: block.leave(place),
+            limit_s=self._decoder.limit_s,
+            may_go=self._may_go,
+        )
+
+    def _keep(self, number: int, pixels: Pixels) -> None:
+        """Write a block of rows; the last one makes the store complete."""
         first = number * self._step
-        last = min(first + self._step, len(self._ready))
-        there = self._ready[first:last].copy()
-        missing = np.flatnonzero(~there) + first
-        decoded = self._decoder.decode(missing.tolist(), self._may_go)
-        if decoded is None:
-            return
-        pixels, self._digests[missing] = decoded
-        if there.any():
-            some = pixels
-            pixels = np.empty((last - first, *self._shape[1:]), dtype=np.uint8)
-            pixels[there], pixels[~there] = self._pixels[first:last][there], some
         self._write(first, pixels)
         self._checksums[number] = checksum(pixels.data.cast("B"))
-        self._ready[first:last] = True
+        self._ready[first : first + len(pixels)] = True
         if self._beside:
             refuse_bad(self._decoder.dataset, self._decoder.unreadable)
         with self._changed:
@@ -409,12 +438,13 @@ class Built:
             return
         data, offset = pixels.data.cast("B"), first * self._row_bytes
         while data:
+            part = data[: _WRITE_BYTES - offset % _WRITE_BYTES]
             if hasattr(os, "pwrite"):
-                written = os.pwrite(self._descriptor, data, offset)
+                written = os.pwrite(self._descriptor, part, offset)
             else:
                 with _write_lock:
                     os.lseek(self._descriptor, offset, os.SEEK_SET)
-                    written = os.write(self._descriptor, data)
+                    written = os.write(self._descriptor, part)
             data, offset = data[written:], offset + written
 
 

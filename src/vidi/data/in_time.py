@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, final
 
 from vidi.errors import DataError
@@ -22,41 +22,46 @@ MOST_LATE: Final = 8
 
 @final
 class _Attempt:
-    """Rows after one another, by another thread; `began_at` is None while it may not go on."""
+    """Rows after one another, by another thread, until one of them is late."""
 
     def __init__(
-        self, work: Callable[[int], None], rows: Sequence[int], may_go: Callable[[], bool]
+        self, work: Callable[[int], None], rows: Iterator[int], may_go: Callable[[], bool]
     ) -> None:
-        self.num_done = 0
-        self.began_at: float | None = None
+        self.row = -1
         self.error: BaseException | None = None
         self.stopped = False
-        # Nobody waits for it any more.
-        self.abandoned = False
         self.over = threading.Event()
         self._work, self._rows, self._may_go = work, rows, may_go
+        # None while no row is being worked on.
+        self._began_at: float | None = None
+        # Nobody waits for it any more, and the rows after this one are another thread's.
+        self._abandoned = False
+        self._lock = threading.Lock()
 
     def run(self) -> None:
         try:
             for row in self._rows:
-                if self.abandoned:
-                    return
                 if not self._may_go():
                     self.stopped = True
                     return
-                self.began_at = time.monotonic()
+                self.row, self._began_at = row, time.monotonic()
                 self._work(row)
-                self.began_at = None
-                self.num_done += 1
+                with self._lock:
+                    if self._abandoned:
+                        return
+                    self._began_at = None
         except BaseException as error:
             # Whoever waits raises it.
             self.error = error
         finally:
             self.over.set()
 
-    def is_late(self, limit_s: float) -> bool:
-        began_at = self.began_at
-        return began_at is not None and time.monotonic() - began_at > limit_s
+    def abandoned(self, limit_s: float) -> bool:
+        """Whether its row took longer than that; it then ends with that row."""
+        with self._lock:
+            began_at = self._began_at
+            self._abandoned = began_at is not None and time.monotonic() - began_at > limit_s
+            return self._abandoned
 
 
 @final
@@ -119,7 +124,7 @@ class Late:
 
 def each_in_time(
     work: Callable[[int], None],
-    rows: Sequence[int],
+    rows: Iterable[int],
     late: Callable[[int], None],
     *,
     limit_s: float,
@@ -131,31 +136,27 @@ def each_in_time(
     comes back, so what `work` writes to must not be used any more once a row was late.
 
     Args:
+        rows: iterated over by the thread that works; what it does between two rows has no limit.
         late: may raise.
         may_go: asked before each row; may wait, which does not count. False ends it all.
 
     Returns:
         Whether it came to its end.
     """
-    done = 0
-    while done < len(rows):
-        attempt = _Attempt(work, rows[done:], may_go)
+    left = iter(rows)
+    while True:
+        attempt = _Attempt(work, left, may_go)
         hand: _Hand | None = getattr(_OWN, "hand", None)
         if hand is None:
             hand = _OWN.hand = _Hand()
         hand.give(attempt)
         look_s = min(_LOOK_S, limit_s / 4)
-        while not attempt.over.wait(look_s) and not attempt.is_late(limit_s):
-            pass
-        if attempt.error is not None:
-            raise attempt.error
-        if attempt.stopped:
-            return False
-        if attempt.over.is_set():
-            break
-        attempt.abandoned = True
+        while not attempt.over.wait(look_s):
+            if attempt.abandoned(limit_s):
+                break
+        else:
+            if attempt.error is not None:
+                raise attempt.error
+            return not attempt.stopped
         _OWN.hand = None
-        done += attempt.num_done
-        late(rows[done])
-        done += 1
-    return True
+        late(attempt.row)

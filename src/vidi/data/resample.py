@@ -19,11 +19,23 @@ _KERNELS = {
 _PROBES = ((97, 41, 3, 32, 32), (9, 30, 3, 21, 17), (64, 64, 1, 24, 100), (200, 7, 3, 50, 7))
 
 
-def fast_resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation) -> Pixels:
-    """`vidi.image.resize`, by torch where torch gives the same numbers on this machine."""
+def fast_resize(
+    pixels: Pixels,
+    height: int,
+    width: int,
+    interpolation: Interpolation,
+    *,
+    out: Pixels | None = None,
+) -> Pixels:
+    """`vidi.image.resize`, by torch where torch gives the same numbers on this machine.
+
+    out: where they may be written to, if it has the right shape; (H, W, C), contiguous.
+    """
     if interpolation == "nearest" or not same_numbers():
         return image.resize(pixels, height, width, interpolation)
-    return _by_torch(pixels, height, width, interpolation)
+    if out is None or out.shape != (height, width, pixels.shape[2]):
+        out = np.empty((height, width, pixels.shape[2]), dtype=np.uint8)
+    return _by_torch(pixels, interpolation, out)
 
 
 @functools.cache
@@ -34,21 +46,25 @@ def same_numbers() -> bool:
         pixels = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
         for kind in ("bilinear", "bicubic"):
             expected = image.resize(pixels, to_height, to_width, kind)
-            if not np.array_equal(_by_torch(pixels, to_height, to_width, kind), expected):
+            if not np.array_equal(_by_torch(pixels, kind, np.empty_like(expected)), expected):
                 return False
     return True
 
 
-def _by_torch(pixels: Pixels, height: int, width: int, interpolation: str) -> Pixels:
+def _by_torch(pixels: Pixels, interpolation: str, out: Pixels) -> Pixels:
     # Pillow's arrays are read-only, which torch warns of. And torch would copy a part of a picture
     # by all its threads, which wait for one another twice as long as numpy copies.
     contiguous = pixels.flags.c_contiguous and pixels.flags.writeable
     writable = pixels if contiguous else pixels.copy()
-    source = torch.from_numpy(writable).permute(2, 0, 1)[None]
-    channels = pixels.shape[2]
     # Rows of pixels, as a store has them. `functional.interpolate`, which calls the same kernel,
     # gives planes for a single image; to turn those takes as long as to resample.
-    resized = np.empty((height, width, channels), dtype=np.uint8)
-    out = torch.from_numpy(resized).permute(2, 0, 1)[None]
-    _KERNELS[interpolation](source, [height, width], False, None, None, out=out)
-    return resized
+    _KERNELS[interpolation](
+        _planes(writable), list(out.shape[:2]), False, None, None, out=_planes(out)
+    )
+    return out
+
+
+def _planes(pixels: Pixels) -> torch.Tensor:
+    """(H, W, C) -> (1, C, H, W), the same memory; by numpy, whose views do not hand over the
+    interpreter to other threads as torch's do."""
+    return torch.from_numpy(pixels.transpose(2, 0, 1)[None])
