@@ -84,7 +84,8 @@ def _read_once(path: bytes) -> bytes:
                 fix="scale it down",
             )
         data = os.read(descriptor, size + 1)
-        while part := os.read(descriptor, 1 << 20) if len(data) <= MAX_FILE_BYTES else b"":
+        # As long as it was said to be, and asked for one more: that was its end.
+        while size != len(data) <= MAX_FILE_BYTES and (part := os.read(descriptor, 1 << 20)):
             data += part
         return data
 

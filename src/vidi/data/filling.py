@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidi import image
-from vidi.data.cache import cache_trouble, checksum
+from vidi.data.cache import cache_trouble, pixels_checksum
 from vidi.data.dataset import Dataset, Indices, content_digest
 from vidi.data.in_time import Late, each_in_time
 from vidi.data.resample import fast_resize
@@ -418,7 +418,7 @@ class Built:
         """Write a block of rows; the last one makes the store complete."""
         first = number * self._step
         self._write(first, pixels)
-        self._checksums[number] = checksum(pixels.data.cast("B"))
+        self._checksums[number] = pixels_checksum(pixels.data.cast("B"))
         self._ready[first : first + len(pixels)] = True
         if self._beside:
             refuse_bad(self._decoder.dataset, self._decoder.unreadable)

@@ -34,10 +34,10 @@ from vidi.data.arrays import Arrays
 from vidi.data.cache import (
     cache_folder,
     cache_trouble,
-    checksum,
     make_room,
     manifest_bytes,
     mark_used,
+    pixels_checksum,
     read_manifest,
     unfinished_name,
 )
@@ -60,7 +60,7 @@ from vidi.errors import StorageError
 from vidi.image import PixelContract, Pixels
 from vidi.plan import Build, Place
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 @final
@@ -274,7 +274,7 @@ def _is_sound(pixels: Path, manifest: dict[str, Any], rows: int, contract: Pixel
 
             def same(number: int) -> bool:
                 part = whole[number * block : (number + 1) * block]
-                return bool(checksum(part.data) == checksums[number])
+                return bool(pixels_checksum(part.data) == checksums[number])
 
             return len(checksums) == -(-size // block) and all(
                 pool.map(same, range(len(checksums)))
