@@ -6,6 +6,7 @@ import contextlib
 import io
 import struct
 import tarfile
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from vidi.errors import UnreadableImage, VidiError
 
 # Examples that were cut, flipped or padded from a sound file reach deeper than noise does.
 BOUNDED = settings(
-    max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(200) + b"\xff\xd9"
@@ -187,6 +188,8 @@ CELL = st.one_of(
 
 
 @BOUNDED
+@example(images=["a.png"] * 4, labels=[b"cat", b"dog", b"\xff", None], split=[None] * 4)
+@example(images=["a.png"] * 4, labels=[date(2026, 1, 1)] * 2 + [None] * 2, split=[None] * 4)
 @given(
     images=st.lists(CELL, min_size=4, max_size=4),
     labels=st.lists(CELL, min_size=4, max_size=4),

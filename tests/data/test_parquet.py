@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,23 @@ def test_files_of_hugging_face_are_read(tmp_path: Path, names: tuple[str, ...]) 
 def test_numbers_without_names_are_classes_in_natural_order(tmp_path: Path) -> None:
     hugging_face(tmp_path / "a.parquet", 0, 30, names=False)
     assert open_dataset(tmp_path / "a.parquet").classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("cells", "classes"),
+    [
+        ([b"cat", b"dog"], ("cat", "dog")),
+        ([b"\xff\x01", b"dog"], ("dog", "ff01")),
+        ([date(2026, 3, 1), date(2026, 11, 22)], ("2026-03-01", "2026-11-22")),
+        ([Decimal("1.50"), Decimal("2.00")], ("1.50", "2.00")),
+    ],
+)
+def test_classes_of_any_kind_of_cell(
+    tmp_path: Path, cells: list[object], classes: tuple[str, ...]
+) -> None:
+    table = pa.table({"image": [jpeg(n) for n in range(20)], "label": cells * 10})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert open_dataset(tmp_path / "a.parquet").classes == classes
 
 
 def test_a_column_of_plain_bytes_with_splits_groups_and_weights(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def _wait_for(condition: Callable[[], bool], limit_s: float = 120.0) -> None:
+def _wait_for(condition: Callable[[], bool], limit_s: float = 600.0) -> None:
     until = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < until, "it never happened"

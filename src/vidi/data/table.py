@@ -226,12 +226,21 @@ def _json_batches(path: Path, file: Iterable[str]) -> Iterator[Batch]:
 
 
 def json_cell(value: object) -> str:
-    """JSON's numbers and words as the text that a CSV would have; nothing is an empty cell."""
+    """JSON's numbers and words as the text that a CSV would have; nothing is an empty cell.
+
+    Parquet has more kinds: bytes are text in UTF-8, or hexadecimal digits where they are not; days
+    and the like are as they print.
+    """
     if isinstance(value, str):
         return value
     if value is None or isinstance(value, (dict, list)):
         return ""
-    return json.dumps(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value.hex()
+    return json.dumps(value) if isinstance(value, (bool, int, float)) else str(value)
 
 
 @dataclass
