@@ -289,6 +289,7 @@ def grid(case: Case, *, brief: bool = False) -> None:
         options = replace(options, micro_batch_sizes=(case.num_images,))
     found = probe.measure(model, make_optimizer, images, SETTINGS, options, limit_s=20.0)
     best = max((s for s in found.steps if not s.rejected), key=lambda s: s.images_per_second)
+    print(f"  probed in {found.probe_s:.0f} s", flush=True)
 
     def rate(way: probe.Candidate, steps: int = 3, hopeless_s: float = math.inf) -> float:
         probe.keep_memory(way.keep_memory)
@@ -318,6 +319,7 @@ def grid(case: Case, *, brief: bool = False) -> None:
         best.keep_memory,
         best.fused,
     )
+    print(f"  {len(ways)} ways, best at first {max(once.values()):.1f} images/s", flush=True)
     # Only what could be best is worth a second look.
     first = sorted(ways, key=lambda way: -once[way])[:3]
     again = {way: [once[way]] for way in {*first, chosen}}
