@@ -17,7 +17,7 @@ processes           two gloo processes of one core each against one process on o
                     per second and core, training DATA (0.85)
 
 With --brief a grid gives ways up whose first step is slow, and looks at the best once more instead
-of three times: every part then takes less than 90 s.
+of three times.
 
 `benchmarks/loop.py DATA` is the loop against the bare step (0.97). Medians of three; turns
 alternate, because the speed of a shared machine drifts.
@@ -372,7 +372,7 @@ def main() -> None:
     grids = {f"grid-{name}": case for name, case in CASES.items()}
     parser.add_argument("part", choices=[*parts, *grids, "processes", "all"])
     parser.add_argument("data", nargs="?", default="digits")
-    parser.add_argument("--brief", action="store_true", help="grids in less than 90 s each")
+    parser.add_argument("--brief", action="store_true", help="fewer looks at each way of a grid")
     arguments = parser.parse_args()
     parts |= {name: partial(grid, case, brief=arguments.brief) for name, case in grids.items()}
     probe.keep_memory()
