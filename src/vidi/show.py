@@ -19,8 +19,8 @@ from vidi import schedule
 from vidi.errors import VidiError
 from vidi.facts import StepTiming
 from vidi.predict.inputs import find
-from vidi.report.words import between, share
 from vidi.storage import shown
+from vidi.words import between, share
 
 if TYPE_CHECKING:
     from vidi.data import Audit, CachedStore

@@ -17,7 +17,7 @@ from vidi.report.study_data import (
     shorts,
     step_to,
 )
-from vidi.report.words import count, public, share, without_places
+from vidi.words import count, public, share, without_places
 
 # The base's accuracies lie closer together than this where training goes well.
 _UNSTEADY: Final = 0.1

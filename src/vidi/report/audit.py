@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vidi.facts import SPLITS
 from vidi.report.page import AUDIT, assemble
 from vidi.report.views import picture
-from vidi.report.words import relative, without_places
+from vidi.words import relative, without_places
 
 if TYPE_CHECKING:
     from vidi.data import Audit, Finding

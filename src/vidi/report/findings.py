@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from vidi.metrics import Evaluation
 from vidi.report.data import ReportData
-from vidi.report.words import between, count, quoted, share, without_places
+from vidi.words import between, count, quoted, share, without_places
 
 Level = Literal["bad", "watch", "fine"]
 

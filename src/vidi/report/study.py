@@ -28,8 +28,8 @@ from vidi.report.study_data import (
     shorts,
     step_to,
 )
-from vidi.report.words import between, count, public, without_places
 from vidi.study import Study, Trial
+from vidi.words import between, count, public, without_places
 
 # Lines of the picture of all curves, and points of one of them.
 _MOST_LINES: Final = 400

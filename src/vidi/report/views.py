@@ -17,7 +17,7 @@ from vidi.label_errors import label_suspects
 from vidi.metrics import CalibrationBin, Evaluation, Interval, Predictions, Threshold, wilson
 from vidi.report.data import Explained, Pictures, ReportData
 from vidi.report.findings import findings, steps
-from vidi.report.words import between, public, relative, share, without_places
+from vidi.words import between, public, relative, share, without_places
 
 View = dict[str, Any]
 

@@ -44,13 +44,13 @@ from vidi.model import Classifier
 from vidi.own_data import Say, decoded, has_gaps
 from vidi.plan import Plan, choose_model, make
 from vidi.plan.optimizing import SCHEDULE_FREE
-from vidi.report.words import count
 from vidi.restore import Initial, build_model
 from vidi.schedule import Plateau
 from vidi.step import StepSettings
 from vidi.train.loop import Job
 from vidi.train.ranks import ALONE, Ranks
 from vidi.train.state import State, Window
+from vidi.words import count
 
 # Batches of fewer values are augmented several at a time, until there are so many: digits at 16 px
 # train at 0.85 of the bare step with 32 Ki, at 0.95 with 128 Ki (docs/measurements.md).

@@ -18,7 +18,6 @@ from vidi.errors import Interrupted, InUseError, StorageError, TrainingError, Us
 from vidi.facts import Facts
 from vidi.plan import Plan, epochs_of, make
 from vidi.report import write_study
-from vidi.report.words import count
 from vidi.run import Run
 from vidi.signals import watched
 from vidi.study import Rung, Study, Trial, default_study_path
@@ -37,6 +36,7 @@ from vidi.tune.factors import (
     pinned,
 )
 from vidi.tune.workers import ENDINGS, GRACE_S, Event, Processes, error_of
+from vidi.words import count
 
 # So often a training whose process died is tried again before it is given up.
 MOST_RETRIES: Final = 2

@@ -28,7 +28,6 @@ from vidi.errors import (
 from vidi.facts import Facts
 from vidi.plan import choose_model, make
 from vidi.report import write_study
-from vidi.report.words import count
 from vidi.run import Run, data_name
 from vidi.signals import Stop, watched
 from vidi.space import Distribution, Space
@@ -49,6 +48,7 @@ from vidi.tune.rungs import (
 )
 from vidi.tune.sampling import SAMPLERS, OwnSpace, Sampler, Wish, suggest
 from vidi.tune.workers import GRACE_S, Crew, Event, Processes, error_of
+from vidi.words import count
 
 # A worker that tells nothing for so long hangs. Decoding tells every few seconds.
 TIMEOUT_S: Final = 300.0

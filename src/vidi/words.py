@@ -1,4 +1,4 @@
-"""Numbers and strings as the page shows them; nothing of the machine leaves through a string."""
+"""Numbers and strings as people read them; nothing of the machine leaves through a string."""
 
 from __future__ import annotations
 
