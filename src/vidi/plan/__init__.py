@@ -11,7 +11,7 @@ those rules read only the facts that were there from the start.
 
 from vidi.plan.execution import TIMEOUT_S
 from vidi.plan.feeding import Build, Place, Sampling
-from vidi.plan.length import epochs_of, steps_of
+from vidi.plan.length import epochs_of
 from vidi.plan.making import annealed, make, retimed
 from vidi.plan.network import SMALL_IMAGE_PX, Choice, choose_model
 from vidi.plan.sharding import with_sharding
@@ -44,6 +44,5 @@ __all__ = [
     "epochs_of",
     "make",
     "retimed",
-    "steps_of",
     "with_sharding",
 ]

@@ -6,6 +6,7 @@ import math
 
 from vidi.config import Config
 from vidi.facts import Facts
+from vidi.words import count
 
 
 def horizon_rule(
@@ -16,7 +17,10 @@ def horizon_rule(
     steps_per_epoch = max(1, num_train // batch_size)
     if config.train.epochs is not None:
         steps = max(1, round(config.train.epochs * steps_per_epoch))
-        return steps, f"asked for {epochs_of(config.train.epochs)} of {steps_of(steps_per_epoch)}"
+        return (
+            steps,
+            f"asked for {epochs_of(config.train.epochs)} of {count(steps_per_epoch, 'step')}",
+        )
     # Past this many looks at each image, more training from scratch brings nothing.
     longest = longest_epochs(pretrained=pretrained)
     if config.train.minutes is not None and facts.measured is not None:
@@ -34,11 +38,6 @@ def horizon_rule(
 def epochs_of(number: float) -> str:
     """1 epoch, 2.5 epochs."""
     return f"{number:g} epoch" + ("" if number == 1 else "s")
-
-
-def steps_of(number: int) -> str:
-    """1 step, 20 steps."""
-    return f"{number:,} step" + ("" if number == 1 else "s")
 
 
 def longest_epochs(*, pretrained: bool) -> int:

@@ -26,7 +26,7 @@ from vidi.errors import Interrupted, OutOfMemory, StorageError, TrainingError, V
 from vidi.facts import Facts, Split
 from vidi.model import name_of
 from vidi.own_data import has_gaps, readable
-from vidi.plan import TIMEOUT_S, Plan, epochs_of, retimed, steps_of
+from vidi.plan import TIMEOUT_S, Plan, epochs_of, retimed
 from vidi.report import write
 from vidi.restore import build_model, load_best
 from vidi.run import Run, data_name, default_run_path
@@ -49,6 +49,7 @@ from vidi.train.ranks import AGREE_EVERY_STEPS, Ranks, Saved, joined
 from vidi.train.resume import reopened
 from vidi.train.state import State
 from vidi.train.watching import costs, profiled
+from vidi.words import count
 
 # What a display needs: a line of text, or a moment of the run.
 Show = Callable[[str | Progress], None]
@@ -415,6 +416,6 @@ def _described(plan: Plan, facts: Facts) -> str:
     epochs = float(f"{plan.num_epochs:.3g}")
     return (
         f"{plan.model.name}{parameters}, {plan.pixels.image_px} px, batch {plan.batch_size}, "
-        f"{epochs_of(epochs)} of {steps_of(plan.steps_per_epoch)}, "
+        f"{epochs_of(epochs)} of {count(plan.steps_per_epoch, 'step')}, "
         f"{execution.precision} on {execution.device}"
     )
