@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,25 +78,55 @@ def test_what_is_covered_counts_where_there_are_no_maps() -> None:
     assert heat.sum() == heat[:, :2, :2].sum()
 
 
-def test_each_part_is_shown_as_json(
-    explained: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """`command("show", run)`: exit code, output, errors."""
+
     def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vidi", "show", str(explained.path), *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["vidi", *map(str, words)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:
             main()
         captured = capfd.readouterr()
         return int(left.value.code or 0), captured.out, captured.err
 
-    status, names, _ = run()
+    return run
+
+
+def test_each_part_is_shown_as_json(explained: Run, command: Command) -> None:
+    status, names, _ = command("show", explained.path)
     assert status == 0
     assert {"summary", "mistakes", "suspects", "map", "trust"} <= set(names.split())
     for name in names.split():
-        assert json.loads(run(name, "--json")[1])
-    status, _, error = run("mistake")
+        assert json.loads(command("show", explained.path, name, "--json")[1])
+    status, _, error = command("show", explained.path, "mistake")
     assert status == 2
     assert "mistakes" in error
+
+
+def test_pictures_are_no_text(explained: Run, command: Command) -> None:
+    assert "base64" in command("show", explained.path, "mistakes", "--json")[1]
+    status, told, _ = command("show", explained.path, "mistakes")
+    assert status == 0
+    assert "(a picture)" in told
+    assert "base64" not in told
+
+
+def test_doubts_of_a_model_that_guesses_say_little(
+    explained: Run, command: Command, tmp_path: Path
+) -> None:
+    path = shutil.copytree(explained.path, tmp_path / "run")
+    status, _, error = command("suspects", path)
+    assert (status, "no better than" in error) == (0, False)
+    run = Run.open(path)
+    about = json.loads(run.read_evaluation("test"))
+    run.write_evaluation("test", json.dumps(about | {"accuracy": about["majority_accuracy"]}))
+    status, _, error = command("suspects", path)
+    assert status == 0
+    assert "no better than always naming the largest class" in error
 
 
 def test_a_report_without_explanations_stays_as_it_was(shipped: Any) -> None:

@@ -20,7 +20,7 @@ from vidi.errors import VidiError
 from vidi.facts import StepTiming
 from vidi.predict.inputs import find
 from vidi.storage import shown
-from vidi.words import between, share
+from vidi.words import between, count, share
 
 if TYPE_CHECKING:
     from vidi.data import Audit, CachedStore
@@ -431,7 +431,7 @@ def evaluation_tables(evaluation: Evaluation) -> None:
         _say(console, f"{label} is taken for {predicted}: {pair.n:,} times ({pair.share:.1%})")
     if evaluation.worst_group is not None:
         worst = evaluation.worst_group
-        _say(console, f"worst group {worst.name}: {worst.accuracy:.1%} ({worst.n:,} images)")
+        _say(console, f"worst group {worst.name}: {worst.accuracy:.1%} ({count(worst.n, 'image')})")
     for name, value in evaluation.extra.items():
         _say(console, f"{name} {'not defined' if value is None else f'{value:.4g}'}")
     for note in evaluation.notes:
@@ -543,6 +543,8 @@ def _as_words(value: Any) -> str:
         return ", ".join(f"{shown(str(name))} {_as_words(each)}" for name, each in value.items())
     if isinstance(value, list):
         return ", ".join(map(_as_words, value))
+    if isinstance(value, str) and value.startswith("data:image/"):
+        return "(a picture)"
     return shown(str(value))
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import vidi
+from vidi import probe
+from vidi.facts import Measurements, StepTiming
 from vidi.train.prepare import build_optimizer
 
 
@@ -19,3 +23,30 @@ def shrink_per_step(batch_size: int) -> float:
 
 def test_a_batch_half_as_large_takes_half_of_the_weight_decay_in_an_update() -> None:
     assert shrink_per_step(64) == pytest.approx(shrink_per_step(128) / 2)
+
+
+def one_way(rate: float) -> StepTiming:
+    return StepTiming(
+        precision="float32", channels_last=True, batch_size=64, threads=1, images_per_second=rate
+    )
+
+
+@pytest.mark.parametrize("ways", [1, 2])
+def test_a_measurement_that_had_time_for_one_way_only_is_not_believed_the_next_time(
+    ways: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Measurements(
+        steps=tuple(one_way(10.0 + number) for number in range(ways)),
+        evaluation_images_per_second=50.0,
+        probe_s=4.0,
+    )
+    monkeypatch.setattr(probe, "measure", lambda *_, **__: measured)
+    settings = {
+        "model.name": "mlp",
+        "train.minutes": 1.0,
+        "data.cache_dir": str(tmp_path),
+    }
+    vidi.plan("digits", settings=settings)
+    lines: list[str] = []
+    vidi.plan("digits", settings=settings, show=lambda line: lines.append(str(line)))
+    assert any("was measured before" in line for line in lines) == (ways > 1)

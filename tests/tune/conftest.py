@@ -93,13 +93,16 @@ class Imagined:
             case "time":
                 return {"kind": "done", "seconds_per_step": 0.01}
             case "finish":
-                Run.create(Path(message["path"]), texts={"config": message["config"]})
+                run = Run.create(Path(message["path"]), texts={"config": message["config"]})
+                if "test" in message["splits"]:
+                    run.report_path.touch()
                 return {"kind": "done", "result": {}}
             case "conclude":
+                Run.open(Path(message["path"])).report_path.touch()
                 return {"kind": "done", "result": {}}
             case "retrain":
                 texts = {"config": message["config"], "replaces": "{}"}
-                Run.create(Path(message["path"]), texts=texts)
+                Run.create(Path(message["path"]), texts=texts).report_path.touch()
                 return {"kind": "done", "result": {}}
         path, share = Path(message["path"]), message["shares"][message["rung"]]
         self.advanced.append((path.name, message["rung"]))

@@ -480,6 +480,28 @@ def test_without_asking_nothing_is_trained_again(tmp_path: Path, imagined: Imagi
     assert "learn_validation" not in study.best_path.read_text()
 
 
+@pytest.mark.parametrize("retrain", [False, True])
+def test_a_search_that_is_over_is_not_judged_again(
+    tmp_path: Path, imagined: Imagined, retrain: bool
+) -> None:
+    study = searched(tmp_path / "s", retrain=retrain)
+    imagined.sent.clear()
+    lines: list[str] = []
+    searched(tmp_path / "s", show=lines.append)
+    assert not sent(imagined, "finish")
+    assert any("was judged before" in line for line in lines)
+    assert vidi.Run.open(study.final_path).has_text("replaces") == retrain
+
+
+def test_a_search_that_is_over_is_trained_again_when_that_is_asked_for_later(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    study = searched(tmp_path / "s")
+    searched(tmp_path / "s", retrain=True)
+    assert sent(imagined, "retrain")
+    assert vidi.Run.open(study.final_path).has_text("replaces")
+
+
 def test_what_cannot_be_trained_again_is_the_answer_as_it_was(
     tmp_path: Path, imagined: Imagined
 ) -> None:

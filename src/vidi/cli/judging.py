@@ -18,7 +18,14 @@ from vidi.cli.options import (
     answer_of,
     loaded_model,
 )
-from vidi.cli.printing import print_evaluation, print_json, printable
+from vidi.cli.printing import (
+    CHANCE,
+    evaluation_of,
+    is_chance,
+    print_evaluation,
+    print_json,
+    printable,
+)
 
 if TYPE_CHECKING:
     from vidi.metrics import Comparison
@@ -128,10 +135,17 @@ def suspects(
 ) -> None:
     """List held-out images whose label is doubtful, the most doubtful first."""
     from vidi import storage
+    from vidi.run import Run
     from vidi.suspects import csv_of, doubts_of
 
-    doubts = doubts_of(*map(answer_of, runs), data=data)
+    answers = [answer_of(run) for run in runs]
+    doubts = doubts_of(*answers, data=data)
     found = doubts.images
+    for answer in answers:
+        evaluation = evaluation_of(Run.open(answer))
+        if is_chance(evaluation):
+            why = CHANCE.format(evaluation.majority_accuracy)
+            typer.echo(f"{printable(str(answer))} is {why}: what it doubts says little", err=True)
     if csv is not None:
         table = csv_of(doubts, csv.parent)
         storage.write_file(csv, table.encode("utf-8", "surrogateescape"))

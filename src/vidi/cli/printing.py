@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vidi.words import count
+
 if TYPE_CHECKING:
     from vidi.metrics import Evaluation
     from vidi.run import Run
@@ -36,7 +38,7 @@ def print_evaluation(evaluation: Evaluation, how: str = "") -> None:
     name = split.get(evaluation.split, evaluation.split)
     typer.echo(
         f"{how}{name} accuracy {evaluation.accuracy:.2%} "
-        f"(95 % interval {low:.2%} to {high:.2%}, {evaluation.n_evaluated:,} images)"
+        f"(95 % interval {low:.2%} to {high:.2%}, {count(evaluation.n_evaluated, 'image')})"
     )
     if evaluation.n_evaluated != evaluation.n_expected:
         missing = evaluation.n_expected - evaluation.n_evaluated
@@ -48,6 +50,17 @@ def print_evaluation(evaluation: Evaluation, how: str = "") -> None:
             low, high = beside.accuracy_interval
             text += f"; without them {beside.accuracy:.2%} ({low:.2%} to {high:.2%})"
         typer.echo(text)
+    if is_chance(evaluation):
+        typer.echo(CHANCE.format(evaluation.majority_accuracy))
+
+
+# Of a model that has learnt nothing.
+CHANCE = "no better than always naming the largest class ({:.1%})"
+
+
+def is_chance(evaluation: Evaluation) -> bool:
+    """Whether whoever always names the largest class is right as often."""
+    return evaluation.accuracy <= evaluation.majority_accuracy
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

@@ -176,6 +176,7 @@ def trainings_rule(
     left_s: for all trainings together. longest: epochs after which more of them bring nothing.
     """
     epochs = default_epochs if counts.train <= FEW_IMAGES else longest
+    left_s = max(0.0, left_s)
     fit = PLANNED_SHARE * left_s / (epochs * seconds_per_epoch)
     said = f"{fit:.1f} trainings of {epochs:.0f} epochs fit into {left_s:.0f} s"
     if counts.validation < FEW_HELD_OUT:

@@ -567,7 +567,10 @@ def _measured(
         if len(options.augment_on) > 1
         else None,
     )
-    probe.keep(cache_dir, key, measured)
+    if len(measured.steps) > 1:
+        # Where there was time for one way only, it was cut short or met a busy moment: measured
+        # again the next time, and no later run is planned by it.
+        probe.keep(cache_dir, key, measured)
     return measured
 
 

@@ -274,7 +274,7 @@ class _Ablation:
                 return None
             if not self._can_be_finished(pair):
                 if pair.level == 0:
-                    raise _too_short(self.study, self._known, self._seeds)
+                    raise _too_short(self.study, self._known, self._seeds, self.workers)
                 self._refused.add(pair.level)
                 why, what = "it could not be finished in the time left", self._levels[pair.level]
                 self.study.note("not started", why=why, what=_worded(what))
@@ -296,7 +296,7 @@ class _Ablation:
         _refuse_without_base(self._known, self._seeds)
         if not self._said_how_long and _base_s(self._known, self._seeds):
             self._said_how_long = True
-            self.tell(_forecast(self.study, self._known, self._seeds))
+            self.tell(_forecast(self.study, self._known, self._seeds, self.workers))
 
     def config_of(self, trial: Trial) -> Config:
         return self._fixed.with_settings(trial.settings)
@@ -313,7 +313,7 @@ class _Ablation:
         if not missing:
             return
         base_s = _base_s(self._known, self._seeds)
-        rest = _minutes(_rest_s(self.study, self._known, self._seeds, base_s))
+        rest = _minutes(_rest_s(self.study, self._known, self._seeds, base_s, self.workers))
         self.tell(
             f"no time is left for {count(len(missing), 'change')}, from '{missing[0]}' on; the "
             f"same command with --minutes {rest} does the rest"
@@ -478,19 +478,21 @@ def _base_s(known: Mapping[int, Trial], seeds: int) -> float:
     return max((each.last.seconds for each in base if each and each.last), default=0.0)
 
 
-def _rest_s(study: Study, known: Mapping[int, Trial], seeds: int, base_s: float) -> float:
-    """What the trainings take that are not over, one of the base taking `base_s`."""
+def _rest_s(
+    study: Study, known: Mapping[int, Trial], seeds: int, base_s: float, workers: int
+) -> float:
+    """What the trainings take that are not over, one of the base taking `base_s`, with so many
+    at a time."""
     costs = [float(level["cost"]) for level in study.asked["levels"]]
     done = [trial.number for trial in known.values() if trial.is_over]
-    return forecast_s(costs, seeds, base_s) - base_s * sum(
-        costs[(number - 1) // seeds] for number in done
-    )
+    over_s = base_s * sum(costs[(number - 1) // seeds] for number in done)
+    return (forecast_s(costs, seeds, base_s) - over_s) / workers
 
 
-def _forecast(study: Study, known: Mapping[int, Trial], seeds: int) -> str:
+def _forecast(study: Study, known: Mapping[int, Trial], seeds: int, workers: int) -> str:
     base_s = _base_s(known, seeds)
     left = _num_runs(study) - sum(trial.is_over for trial in known.values())
-    minutes = f"{_rest_s(study, known, seeds, base_s) / 60:.2g}"
+    minutes = f"{_rest_s(study, known, seeds, base_s, workers) / 60:.2g}"
     there = study.asked["minutes"]
     of = "" if there is None else f"; there are {there:g} for everything"
     return (
@@ -504,7 +506,7 @@ def _minutes(seconds: float) -> str:
     return f"{(CAREFUL * seconds + _CLOSING_S) / 60 + 0.2:.2g}"
 
 
-def _too_short(study: Study, known: Mapping[int, Trial], seeds: int) -> UsageError:
+def _too_short(study: Study, known: Mapping[int, Trial], seeds: int, workers: int) -> UsageError:
     """Not even the base can be trained with every seed."""
     wanted = f"{study.asked['minutes']:g} minutes are too short"
     base_s = _base_s(known, seeds) or _base_s_so_far(study)
@@ -513,8 +515,9 @@ def _too_short(study: Study, known: Mapping[int, Trial], seeds: int) -> UsageErr
             f"{wanted}: starting and opening the data took them all",
             fix="give more --minutes; without them, all of it is done, however long it takes",
         )
-    rest_s = _rest_s(study, known, seeds, base_s)
-    base = sum(1 for seed in range(seeds) if not _is_over(known, 0, seed, seeds)) * base_s
+    rest_s = _rest_s(study, known, seeds, base_s, workers)
+    left = sum(1 for seed in range(seeds) if not _is_over(known, 0, seed, seeds))
+    base = math.ceil(left / workers) * base_s
     return UsageError(
         f"{wanted}: one training takes about {base_s:.0f} s, and every change is held against "
         f"{seeds} of the base, so about {_minutes(base)} minutes are needed before the first one",

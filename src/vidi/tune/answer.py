@@ -152,7 +152,7 @@ def _warn_of_chance(work: Work, best: Trial, shared: Shared) -> None:
     if best.last is not None and best.last.accuracy <= guessed:
         work.tell(
             f"this is no better than always guessing the largest class ({guessed:.1%}): "
-            "give more minutes"
+            "it takes more images, or more minutes"
         )
         work.study.note("no better than guessing", guessed=guessed)
 
@@ -179,7 +179,7 @@ def _retrained(work: Work, best: Trial, shared: Shared) -> Run | None:
     elif work.stop:
         why = "it was stopped"
     elif left_s < needed_s:
-        why = f"it would take {needed_s:.0f} s and there are {max(0.0, left_s):.0f}"
+        why = f"it would take {needed_s:.1f} s and there are {max(0.0, left_s):.1f}"
     else:
         why = _trained_again(work, best, source, shared, ends_at)
     if not why:

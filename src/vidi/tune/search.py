@@ -644,6 +644,9 @@ class _Search:
             if hurried:
                 return
             raise self._too_short()
+        if self._stands(best):
+            self.say(f"the answer is still trial {best.number}, and was judged before")
+            return
         run = self.study.trial_run(best.number)
         newest, _ = run.newest_checkpoint()
         if newest is None:
@@ -693,6 +696,16 @@ class _Search:
         self.study.write_best(self._recipe_of(best), about=about)
         self.study.decide(answer=best.number)
 
+    def _stands(self, best: Trial) -> bool:
+        """Whether this trial is the answer of an earlier call, whole, and as it is asked for now;
+        one that was trained again on the validation images too is not taken back."""
+        path = self.study.final_path
+        if best.status != "finished" or self.study.decided.get("answer") != best.number:
+            return False
+        if not Run.exists(path) or not (run := Run.open(path)).report_path.exists():
+            return False
+        return run.has_text("replaces") or not self.wanted.retrain
+
     def _has_time_to_retrain(self, best: Trial, *, hurried: bool) -> bool:
         if hurried:
             why = "it was stopped"
@@ -704,7 +717,7 @@ class _Search:
             left_s = self.deadline - time.monotonic()
             if needed_s <= left_s:
                 return True
-            why = f"it would take {needed_s:.0f} s and there are {max(0.0, left_s):.0f}"
+            why = f"it would take {needed_s:.1f} s and there are {max(0.0, left_s):.1f}"
         self._not_retrained(why)
         return False
 
@@ -772,7 +785,8 @@ class _Search:
         self.study.note("interrupted", signal=number)
         write_study(self.study)
         raise Interrupted(
-            f"stopped after {len(self.trials)} trials; everything is saved in {self.study.path}",
+            f"stopped after {count(len(self.trials), 'trial')}; everything is saved in "
+            f"{self.study.path}",
             signal_number=number,
             fix=f"give the same command again to continue, with --out {self.study.path}",
         )
