@@ -1,6 +1,6 @@
 """How soon a search is as good as random search is after N full trainings.
 
-    python benchmarks/tune.py work/bench/cifar10 --images 5000 --trainings 20 --out tune.json
+    python benchmarks/tune.py CIFAR10 --images 5000 --trainings 20 --out tune.json
     python benchmarks/tune.py CIFAR10 --images 1000 --trainings 12 --epochs 3 --seeds 1 \
         --model small_resnet --strategies asha,optuna            # a first look
     python benchmarks/tune.py digits --trainings 4 --epochs 2      # to see that it works
