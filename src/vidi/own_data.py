@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from vidi.comparing import facts_of
 from vidi.config import Config, parse
@@ -33,6 +33,7 @@ from vidi.run import Run
 DECODING_SAID_EVERY_S: Final = 5.0
 
 Say = Callable[[str], None]
+Kept = TypeVar("Kept")
 
 
 class Decoded(NamedTuple):
@@ -96,12 +97,7 @@ def audit_of(run: Run) -> Audit | None:
 
     Raises DamagedError.
     """
-    if not run.has_text("audit"):
-        return None
-    try:
-        return Audit.from_json(run.text("audit"))
-    except ValueError as error:
-        raise DamagedError(f"audit.json of {run.path} cannot be read: {error}") from error
+    return _kept(run, "audit", Audit.from_json)
 
 
 def replaced_of(run: Run) -> Replaced | None:
@@ -109,12 +105,16 @@ def replaced_of(run: Run) -> Replaced | None:
 
     Raises DamagedError.
     """
-    if not run.has_text("replaces"):
+    return _kept(run, "replaces", Replaced.model_validate_json)
+
+
+def _kept(run: Run, name: str, read: Callable[[str], Kept]) -> Kept | None:
+    if not run.has_text(name):
         return None
     try:
-        return Replaced.model_validate_json(run.text("replaces"))
+        return read(run.text(name))
     except ValueError as error:
-        raise DamagedError(f"replaces.json of {run.path} cannot be read: {error}") from error
+        raise DamagedError(f"{name}.json of {run.path} cannot be read: {error}") from error
 
 
 def config_of(run: Run) -> Config:

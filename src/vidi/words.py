@@ -38,6 +38,11 @@ def count(value: int, singular: str, plural: str | None = None) -> str:
     return f"{value:,} {singular if value == 1 else plural or singular + 's'}"
 
 
+def chance(guessed: float) -> str:
+    """Of a model that has learnt nothing; guessed: the share of the largest class."""
+    return f"no better than always naming the largest class ({guessed:.1%})"
+
+
 def quoted(name: str) -> str:
     """A class or file name inside a sentence."""
     return f"\u2018{name}\u2019"

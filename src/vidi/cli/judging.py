@@ -19,13 +19,13 @@ from vidi.cli.options import (
     loaded_model,
 )
 from vidi.cli.printing import (
-    CHANCE,
     evaluation_of,
     is_chance,
     print_evaluation,
     print_json,
     printable,
 )
+from vidi.words import chance
 
 if TYPE_CHECKING:
     from vidi.metrics import Comparison
@@ -144,7 +144,7 @@ def suspects(
     for answer in answers:
         evaluation = evaluation_of(Run.open(answer))
         if is_chance(evaluation):
-            why = CHANCE.format(evaluation.majority_accuracy)
+            why = chance(evaluation.majority_accuracy)
             typer.echo(f"{printable(str(answer))} is {why}: what it doubts says little", err=True)
     if csv is not None:
         table = csv_of(doubts, csv.parent)

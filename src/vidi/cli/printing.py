@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vidi.words import count
+from vidi.words import chance, count
 
 if TYPE_CHECKING:
     from vidi.metrics import Evaluation
@@ -51,11 +51,7 @@ def print_evaluation(evaluation: Evaluation, how: str = "") -> None:
             text += f"; without them {beside.accuracy:.2%} ({low:.2%} to {high:.2%})"
         typer.echo(text)
     if is_chance(evaluation):
-        typer.echo(CHANCE.format(evaluation.majority_accuracy))
-
-
-# Of a model that has learnt nothing.
-CHANCE = "no better than always naming the largest class ({:.1%})"
+        typer.echo(chance(evaluation.majority_accuracy))
 
 
 def is_chance(evaluation: Evaluation) -> bool:

@@ -19,7 +19,7 @@ from vidi.errors import DamagedError, UsageError
 from vidi.facts import Facts
 from vidi.metrics import PRECISIONS, Predictions, fit_temperature, threshold_for
 from vidi.model import Classifier
-from vidi.own_data import replaced_of
+from vidi.own_data import plan_of, replaced_of
 from vidi.plan import Plan
 from vidi.predictor.predictor import Predictor
 from vidi.restore import build_model, load_best
@@ -189,7 +189,7 @@ def restored(
     run: Run, model: Callable[..., nn.Module] | None = None
 ) -> tuple[Plan, Facts, Classifier, int]:
     """The network of a run on the processor, with its best weights, and the step they are of."""
-    plan = Plan.from_json(run.text("plan"), origin=f"{run.path}: plan.json")
+    plan = plan_of(run)
     facts = Facts.model_validate_json(run.text("facts"))
     on_processor = plan.execution.model_copy(update={"device": "cpu"})
     # The run's own weights are loaded below; the pretrained ones they began with are not needed.

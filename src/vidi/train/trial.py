@@ -305,7 +305,7 @@ def shorten(run_path: Path, last_step: int) -> None:
     """
     run = Run.open(run_path)
     with run.lock():
-        plan = Plan.from_json(run.text("plan"), origin=f"{run.path}: plan.json")
+        plan = plan_of(run)
         newest, _ = run.newest_checkpoint()
         step = 0 if newest is None else newest.step
         if last_step == plan.horizon_steps:
@@ -397,7 +397,7 @@ def reopened_trial(run: Run, shared: Shared, config: Config, say: Show) -> Reope
             f"{run.path} is a trial of other settings: {', '.join(changed)}",
             fix="give a new --out",
         )
-    plan = Plan.from_json(run.text("plan"), origin=f"{run.path}: plan.json")
+    plan = plan_of(run)
     facts = Facts.model_validate_json(run.text("facts"))
     if facts.dataset.fingerprint != shared.facts.dataset.fingerprint:
         raise MismatchError(

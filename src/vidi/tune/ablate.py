@@ -16,6 +16,7 @@ from vidi.config import Config
 from vidi.effects import BASE, Effect, of_study, trial_number
 from vidi.errors import Interrupted, InUseError, StorageError, TrainingError, UsageError, VidiError
 from vidi.facts import Facts
+from vidi.own_data import plan_of
 from vidi.plan import Plan, epochs_of, make
 from vidi.report import write_study
 from vidi.run import Run
@@ -333,29 +334,8 @@ class _Ablation:
         )
 
 
-def _train_here(ablation: _Ablation, shared: Shared) -> None:
-    while (trial := ablation.next()) is not None:
-        study, began_at = ablation.study, time.monotonic()
-        before_s = sum(_seconds_noted(study, trial.number))
-        config, path = ablation.config_of(trial), study.trial_run_path(trial.number)
-        try:
-            result = train_and_answer(
-                path, shared, config, deadline=ablation.deadline, tell=ablation.tell
-            )
-        except Interrupted:
-            _stopped(study, trial, before_s + time.monotonic() - began_at)
-            raise
-        except (InUseError, StorageError):
-            raise
-        except VidiError as error:
-            ablation.ended(_failed(ablation, trial, error.message))
-        else:
-            spent_s = before_s + time.monotonic() - began_at
-            ablation.ended(_judged(ablation, trial, result, spent_s))
-
-
 class _Job(NamedTuple):
-    """What a worker is at. before_s: what the training has taken in earlier calls."""
+    """A training that somebody is at. before_s: what the training has taken in earlier calls."""
 
     trial: Trial
     began_at: float
@@ -364,6 +344,30 @@ class _Job(NamedTuple):
     @property
     def spent_s(self) -> float:
         return self.before_s + time.monotonic() - self.began_at
+
+
+def _job_of(ablation: _Ablation, trial: Trial) -> _Job:
+    before_s = sum(_seconds_noted(ablation.study, trial.number))
+    return _Job(trial, time.monotonic(), before_s)
+
+
+def _train_here(ablation: _Ablation, shared: Shared) -> None:
+    while (trial := ablation.next()) is not None:
+        study, job = ablation.study, _job_of(ablation, trial)
+        config, path = ablation.config_of(trial), study.trial_run_path(trial.number)
+        try:
+            result = train_and_answer(
+                path, shared, config, deadline=ablation.deadline, tell=ablation.tell
+            )
+        except Interrupted:
+            _stopped(study, trial, job.spent_s)
+            raise
+        except (InUseError, StorageError):
+            raise
+        except VidiError as error:
+            ablation.ended(_failed(ablation, trial, error.message))
+        else:
+            ablation.ended(_judged(ablation, trial, result, job.spent_s))
 
 
 def _train_in_processes(ablation: _Ablation, data: str | Path, shared: Shared) -> None:
@@ -398,8 +402,7 @@ def _train_in_processes(ablation: _Ablation, data: str | Path, shared: Shared) -
                         "deadline_s": None if left is None else max(0.0, left - time.monotonic()),
                     },
                 )
-                before_s = sum(_seconds_noted(study, trial.number))
-                jobs[worker] = _Job(trial, time.monotonic(), before_s)
+                jobs[worker] = _job_of(ablation, trial)
             if len(ready) == workers and not jobs:
                 return
             event = crew.wait(_POLL_S)
@@ -533,7 +536,7 @@ def _base_s_so_far(study: Study) -> float:
     seconds = sum(_seconds_noted(study, 1))
     if newest is None or not newest.step:
         return seconds
-    plan = Plan.from_json(Run.open(path).text("plan"), origin=f"{path}: plan.json")
+    plan = plan_of(Run.open(path))
     return seconds * plan.horizon_steps / newest.step
 
 

@@ -11,7 +11,7 @@ from vidi.config import Config
 from vidi.errors import Interrupted, TrainingError, UsageError, VidiError
 from vidi.export import export as export_run
 from vidi.facts import SPLITS
-from vidi.plan import Plan
+from vidi.own_data import plan_of
 from vidi.report import write
 from vidi.run import Run
 from vidi.study import Trial
@@ -19,6 +19,7 @@ from vidi.train.retrain import LEARN, retrain, training_s
 from vidi.train.trial import Shared, copy_run
 from vidi.tune.budget import retraining_share
 from vidi.tune.work import Work, counts_of
+from vidi.words import chance
 
 # The first answer is exported too where the time left is so many times what that takes.
 EARLY_EXPORT: Final = 20.0
@@ -93,7 +94,7 @@ def recipe(work: Work, best: Trial) -> tuple[Config, tuple[str, ...]]:
     What depends on the time and on the speed of this machine is said in numbers of its own.
     """
     run = work.study.trial_run(best.number)
-    plan = Plan.from_json(run.text("plan"), origin=f"{run.path}: plan.json")
+    plan = plan_of(run)
     settings: dict[str, Any] = {
         **best.settings,
         "model.weights": plan.model.weights,
@@ -150,10 +151,7 @@ def _warn_of_chance(work: Work, best: Trial, shared: Shared) -> None:
     counts = shared.facts.dataset.counts["validation"]
     guessed = max(counts) / sum(counts)
     if best.last is not None and best.last.accuracy <= guessed:
-        work.tell(
-            f"this is no better than always guessing the largest class ({guessed:.1%}): "
-            "it takes more images, or more minutes"
-        )
+        work.tell(f"this is {chance(guessed)}: it takes more images, or more minutes")
         work.study.note("no better than guessing", guessed=guessed)
 
 
@@ -166,7 +164,7 @@ def _retrained(work: Work, best: Trial, shared: Shared) -> Run | None:
         # Of a call that was killed after it.
         return Run.open(final)
     counts, source = counts_of(shared), work.study.trial_run(best.number)
-    plan = Plan.from_json(source.text("plan"), origin=f"{source.path}: plan.json")
+    plan = plan_of(source)
     forward = float(work.study.decided.get("trainings", {}).get("forward", 1_000.0))
     work.retraining_s = 0.0
     ends_at = work.clock.ends_at - work.ending_s(counts, forward)

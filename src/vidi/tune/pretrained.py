@@ -15,6 +15,7 @@ from vidi.data import Indices, cache_folder
 from vidi.errors import UsageError
 from vidi.metrics import Predictions, evaluate
 from vidi.model import Classifier, set_head
+from vidi.own_data import plan_of
 from vidi.plan import Plan, choose_model
 from vidi.plan.budget import (
     ENOUGH_EPOCHS,
@@ -92,7 +93,7 @@ def _head(work: Work, shared: Shared, base: Mapping[str, Any]) -> float:
     """The first answer: a head on kept features. Returns images a second of a forward pass."""
     known = work.trial(HEAD)
     if known is not None and known.status == "finished":
-        work.knows(build_model(_plan_of(work.study.trial_run(HEAD)), work.extensions.model))
+        work.knows(build_model(plan_of(work.study.trial_run(HEAD)), work.extensions.model))
         return float(known.parameters["forward"])
     settings = dict(base)
     ready = _ready(work, shared, settings)
@@ -344,7 +345,7 @@ def _after_the_head(work: Work, shared: Shared, forward: float) -> None:
     if first.parameters.get("refitted"):
         return
     run = work.study.trial_run(HEAD)
-    plan = _plan_of(run)
+    plan = plan_of(run)
     if work.trial(TUNED) is None and work.trial(LAST_STAGES) is None:
         classifier = build_model(plan, work.extensions.model)
         load_best(run, classifier)
@@ -397,7 +398,7 @@ def _last_stages(
 ) -> None:
     """A trial whose last stages were trained on what the earlier ones say of the images."""
     source = work.study.trial_run(HEAD)
-    plan, forward = _plan_of(source), float(first.parameters["forward"])
+    plan, forward = plan_of(source), float(first.parameters["forward"])
     looked = shared.looked(work.config.with_settings(first.settings))
     dataset = looked.dataset
     learnt = train_last_stages(
@@ -461,7 +462,7 @@ def _average(work: Work, number: int, share: float, tuned: Trial, shared: Shared
     """A trial whose weights lie between those of the fine-tuning and of its start (Wortsman et al.
     2022, both "soups" and WiSE-FT)."""
     source = work.study.trial_run(TUNED)
-    plan = _plan_of(source)
+    plan = plan_of(source)
     first = build_model(plan, work.extensions.model)
     load_best(work.study.trial_run(int(tuned.parameters["start"])), first)
     model = build_model(plan, work.extensions.model)
@@ -481,7 +482,3 @@ def _average(work: Work, number: int, share: float, tuned: Trial, shared: Shared
         parameters=tuned.parameters,
     )
     work.judged(trial, run, shared)
-
-
-def _plan_of(run: Run) -> Plan:
-    return Plan.from_json(run.text("plan"), origin=f"{run.path}: plan.json")

@@ -17,6 +17,7 @@ from vidi.errors import Interrupted, VidiError
 from vidi.facts import SPLITS, Split
 from vidi.metrics import Evaluation
 from vidi.model import Classifier
+from vidi.own_data import plan_of
 from vidi.plan import Plan
 from vidi.plan.budget import Counts, ending_s, export_s
 from vidi.restore import build_model, load_best
@@ -284,7 +285,7 @@ class Work:
         return trial
 
     def judge(self, run: Run, config: Config, shared: Shared, splits: Sequence[Split]) -> None:
-        plan = Plan.from_json(run.text("plan"), origin=f"{run.path}: plan.json")
+        plan = plan_of(run)
         classifier = build_model(plan, self.extensions.model)
         load_best(run, classifier)
         looked = shared.looked(config)
