@@ -181,5 +181,6 @@ def test_the_rows_after_a_late_one_are_worked_on_once(clock: list[float]) -> Non
     assert each_in_time(work, iter(range(5)), late.append, limit_s=1.0)
     comes_back.set()
     back[0].join(60)
+    assert not back[0].is_alive()
     assert begun == [0, 1, 2, 3, 4]
     assert late == [1]

@@ -66,7 +66,7 @@ class _Attempt:
 
 @final
 class _Hand:
-    """A thread that does one attempt after another, as long as whoever made it is there.
+    """A thread that does one attempt after another, until it is left behind or its maker is gone.
 
     One that lasts, because each new thread that computes with torch starts a team of OpenMP threads
     of its own: a new one for every block of rows made decoding a third slower.
@@ -81,8 +81,12 @@ class _Hand:
     def give(self, attempt: _Attempt) -> None:
         self._given.put(attempt)
 
-    def __del__(self) -> None:
+    def leave(self) -> None:
+        """It ends with what it is doing."""
         self._given.put(None)
+
+    def __del__(self) -> None:
+        self.leave()
 
 
 def _work_off(given: queue.SimpleQueue[_Attempt | None]) -> None:
@@ -159,4 +163,5 @@ def each_in_time(
                 raise attempt.error
             return not attempt.stopped
         _OWN.hand = None
+        hand.leave()
         late(attempt.row)

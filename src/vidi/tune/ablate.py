@@ -432,14 +432,16 @@ def _take(
         return
     if kind in ("died", "stopped"):
         # Another process takes its place; the training goes on from its checkpoint.
+        opened = event.worker in ready
         ready.discard(event.worker)
-        if jobs.pop(event.worker, None) is None:
+        if job is not None:
+            del jobs[event.worker]
+            Run.break_lock(ablation.study.trial_run_path(job.trial.number))
+        elif not opened:
             raise TrainingError(
                 f"a worker cannot open the data: {event.message['message']}",
                 fix=f"see {storage.shown(ablation.study.path / 'workers.log')}",
             )
-        assert job is not None
-        Run.break_lock(ablation.study.trial_run_path(job.trial.number))
         crew.send(event.worker, opening)
         return
     if job is None:

@@ -81,11 +81,10 @@ class Processes:
         return self._size
 
     def send(self, worker: int, message: Mapping[str, Any]) -> None:
-        process = self._processes.get(worker)
-        if process is None or process.poll() is not None:
-            process = self._start(worker)
+        # One that is dead, but not heard of yet, is not replaced: what it was given would get lost
+        # with it, or go to a process that does not have the data open.
+        process = self._processes.get(worker) or self._start(worker)
         assert process.stdin is not None
-        # One that dies at this moment is heard of as an event.
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(message) + "\n")
             process.stdin.flush()
@@ -98,6 +97,8 @@ class Processes:
             except queue.Empty:
                 return None
             if life == self._lives[worker]:
+                if message["kind"] == "died":
+                    _close_input(self._processes.pop(worker))
                 return Event(worker, message)
 
     def stop(self, worker: int) -> None:
@@ -127,8 +128,6 @@ class Processes:
 
     def _start(self, worker: int) -> subprocess.Popen[str]:
         self._lives[worker] += 1
-        if worker in self._processes:
-            _close_input(self._processes[worker])
         with self._log_path.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "vidi.tune.worker"],
