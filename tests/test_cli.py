@@ -60,6 +60,15 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_wrong_setting_is_said_once_and_no_process_is_started(vidi: Vidi, tmp_path: Path) -> None:
+    done = vidi(
+        "train", "digits", "--nproc", 2, "--out", tmp_path / "run", "--set", "train.epoch=1"
+    )
+    assert done.status == 2
+    assert done.err.count("train.epoch") == 2, "the wrong one, and the one that is meant"
+    assert "torch" not in done.err
+
+
 def test_help_tells_a_newcomer_where_to_start(vidi: Vidi) -> None:
     done = vidi("--help")
     assert done.status == 0

@@ -67,6 +67,11 @@ def test_other_images_and_one_run_are_refused(
     stranger = vidi.train(photos, settings=settings, out=tmp_path / "run")
     with pytest.raises(MismatchError, match="same images"):
         vidi.compare(shipped.run, stranger)
+    photos = picture_folder("fewer", red=12, purple=12)
+    fewer = vidi.train(photos, settings=settings, out=tmp_path / "fewer-run")
+    with pytest.raises(MismatchError, match="missing: blue, green; new: purple") as refused:
+        vidi.compare(shipped.run, fewer)
+    assert "the same data" in refused.value.fix
     with pytest.raises(UsageError, match="alone"):
         vidi.compare(shipped.run)
     with pytest.raises(UsageError, match="same split"):

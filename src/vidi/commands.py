@@ -54,6 +54,7 @@ from vidi.train.prepare import (
     some_batches,
     transform_of,
 )
+from vidi.words import class_difference
 
 # The learning-rate range test: steps, and how long it may take.
 RANGE_STEPS: Final = 100
@@ -304,8 +305,8 @@ def _to_judge(run: Run, data: str | Path | None, made: Plan, say: Say) -> Decode
     dataset = open_dataset(data, config.data)
     if dataset.classes != facts.classes:
         raise MismatchError(
-            f"the classes of {dataset.name} are not those of the model in {run.path}: "
-            f"{', '.join(dataset.classes[:8])} against {', '.join(facts.classes[:8])}",
+            f"{dataset.name} has other classes than the model in {run.path}: "
+            f"{class_difference(dataset.classes, facts.classes)}",
             fix="name the folders of the data as the classes were named in training",
         )
     dataset, store = decoded_first(dataset, made, config, say=say)

@@ -12,6 +12,7 @@ from vidi.errors import DamagedError, MismatchError, UsageError
 from vidi.facts import DatasetFacts, Facts
 from vidi.metrics import Comparison, Predictions
 from vidi.run import Run
+from vidi.words import class_difference
 
 
 def compare(
@@ -34,8 +35,9 @@ def compare(
     for run, about in zip(runs[1:], facts[1:], strict=True):
         if about.classes != facts[0].classes:
             raise MismatchError(
-                f"{run.path} and {runs[0].path} have different classes: "
-                f"{', '.join(about.classes[:6])} against {', '.join(facts[0].classes[:6])}"
+                f"{run.path} has other classes than {runs[0].path}: "
+                f"{class_difference(about.classes, facts[0].classes)}",
+                fix="compare runs that were trained on the same data",
             )
         if about.fingerprint != facts[0].fingerprint:
             raise MismatchError(

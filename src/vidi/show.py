@@ -20,7 +20,7 @@ from vidi.errors import VidiError
 from vidi.facts import StepTiming
 from vidi.predict.inputs import find
 from vidi.storage import shown
-from vidi.words import between, count, share
+from vidi.words import between, count, p_value, share
 
 if TYPE_CHECKING:
     from vidi.data import Audit, CachedStore
@@ -472,7 +472,7 @@ def effect_table(effects: Sequence[Effect], seeds: int) -> None:
             Text(shown(each.level)),
             f"{100 * known.difference:+.2f}",
             f"{100 * low:+.2f} to {100 * high:+.2f}",
-            f"{known.p_adjusted:.3f}",
+            p_value(known.p_adjusted),
             "" if each.log_loss is None else f"{each.log_loss:+.3f}",
             "" if each.seconds is None else f"{each.seconds:.2f}x",
             Text(each.verdict, style=_VERDICT_STYLES.get(each.verdict, "dim")),

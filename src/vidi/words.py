@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 HIDDEN: Final = "(hidden)"
@@ -41,6 +41,21 @@ def count(value: int, singular: str, plural: str | None = None) -> str:
 def chance(guessed: float) -> str:
     """Of a model that has learnt nothing; guessed: the share of the largest class."""
     return f"no better than always naming the largest class ({guessed:.1%})"
+
+
+def p_value(p: float) -> str:
+    """0.0214 -> "0.021", 0.0001 -> "<0.001"; none is zero."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def class_difference(now: Sequence[str], before: Sequence[str]) -> str:
+    """Which classes came and went, the first five of each; they are not equal."""
+    parts = []
+    if gone := sorted(set(before) - set(now)):
+        parts.append(f"missing: {', '.join(gone[:5])}")
+    if new := sorted(set(now) - set(before)):
+        parts.append(f"new: {', '.join(new[:5])}")
+    return "; ".join(parts) or "in another order"
 
 
 def quoted(name: str) -> str:

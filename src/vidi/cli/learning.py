@@ -83,12 +83,12 @@ def train(
     What you leave open is decided for you; `vidi plan` shows every decision with its reason. Give
     the same command again to continue a stopped run.
     """
+    asked = asked_config(config, settings, model=model, epochs=epochs, minutes=minutes)
     from vidi import train as run_training
     from vidi.show import display
 
     if nproc is not None and nproc > 1:
         _launch(data, out, processes=nproc, max_restarts=max_restarts)
-    asked = asked_config(config, settings, model=model, epochs=epochs, minutes=minutes)
     with display(quiet=as_json) as show:
         run = run_training(
             data,
@@ -148,10 +148,10 @@ def fit(
     # From here to the last line: a signal is obeyed where that can be done well.
     with watched() as stop:
         stop.said = nothing_yet
+        asked = asked_config(config, settings, model=model, epochs=None, minutes=None)
         from vidi import fit as run_fit
         from vidi.show import display
 
-        asked = asked_config(config, settings, model=model, epochs=None, minutes=None)
         with display(quiet=as_json) as show:
             study = run_fit(
                 data,
@@ -279,11 +279,11 @@ def tune(
 
     Give the same command again to continue a stopped search. --minutes are for everything.
     """
+    asked = asked_config(config, settings, model=model, epochs=epochs, minutes=None)
     from vidi import Run
     from vidi import tune as run_search
     from vidi.show import display
 
-    asked = asked_config(config, settings, model=model, epochs=epochs, minutes=None)
     with display(quiet=as_json) as show:
         study = run_search(
             data,
@@ -347,10 +347,10 @@ def plan(
 
     The images are decoded and the training step is timed, as `train` would do it.
     """
+    asked = asked_config(config, settings, model=model, epochs=epochs, minutes=minutes)
     from vidi import plan as make_plan
     from vidi.show import decision_table, display
 
-    asked = asked_config(config, settings, model=model, epochs=epochs, minutes=minutes)
     if lr_find:
         _find_rate(data, asked, picture, as_json=as_json)
         return
@@ -394,11 +394,11 @@ def ablate(
     Short trainings around your settings, or vidi's; each change is held against the same base by
     the same seeds and images. Test images are not looked at. The same command continues.
     """
+    asked = asked_config(config, settings, model=model, epochs=epochs, minutes=None)
     from vidi import ablate as run_ablation
     from vidi.effects import of_study
     from vidi.show import display, effect_table
 
-    asked = asked_config(config, settings, model=model, epochs=epochs, minutes=None)
     with display(quiet=as_json) as show:
         study = run_ablation(
             data,

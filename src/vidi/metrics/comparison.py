@@ -28,7 +28,8 @@ def compare(a: Predictions, b: Predictions) -> Comparison:
     """
     if a.num_classes != b.num_classes:
         raise DataError(
-            f"the two models have different classes: {a.num_classes} and {b.num_classes}"
+            f"the two models have different classes: {a.num_classes} and {b.num_classes}",
+            fix="compare models that were trained on the same data",
         )
     a, b = checked(a, "first")[0], checked(b, "second")[0]
     common, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)

@@ -22,6 +22,7 @@ from vidi.train.prepare import (
     own_model,
 )
 from vidi.train.state import State
+from vidi.words import class_difference
 
 # Settings that may change between two parts of a run: they do not change what is learnt, only how
 # fast, or how often it is saved.
@@ -78,7 +79,8 @@ def reopened(
     dataset = open_dataset(data, config.data)
     if dataset.classes != facts.dataset.classes:
         raise MismatchError(
-            f"{run.path} was trained on other classes: {_class_difference(dataset.classes, facts)}",
+            f"{run.path} was trained on other classes: "
+            f"{class_difference(dataset.classes, facts.dataset.classes)}",
             fix="give a new --out, or the data that the run began with",
         )
     dataset, store, found = as_trained(run, *decoded(dataset, plan, config, say=say))
@@ -203,13 +205,3 @@ def _on_these_processes(plan: Plan, notes: list[str]) -> Plan:
     execution = plan.execution.model_copy(update={"world_size": world, "threads": threads})
     accumulate = max(1, -(-(plan.batch_size // world) // plan.micro_batch_size))
     return plan.model_copy(update={"execution": execution, "accumulate": accumulate})
-
-
-def _class_difference(classes: tuple[str, ...], facts: Facts) -> str:
-    ours, now = set(facts.dataset.classes), set(classes)
-    parts = []
-    if gone := sorted(ours - now):
-        parts.append(f"missing now: {', '.join(gone[:5])}")
-    if new := sorted(now - ours):
-        parts.append(f"new: {', '.join(new[:5])}")
-    return "; ".join(parts) or "their order changed"
