@@ -363,7 +363,7 @@ def processes(data: str) -> None:
     more = statistics.median(two / one for one, _, two in rounds)
     print(
         f"processes: {same:.2f} of the rate per core of one process with batches of 256, {more:.2f}"
-        f" with 256 for each (bar 0.85)"
+        " with 256 for each (bar 0.85)"
     )
 
 

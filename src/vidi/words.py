@@ -43,6 +43,11 @@ def chance(guessed: float) -> str:
     return f"no better than always naming the largest class ({guessed:.1%})"
 
 
+def no_time(needed_s: float, left_s: float) -> str:
+    """Why something that takes so long is not begun; what is left may be less than nothing."""
+    return f"it would take {needed_s:.1f} s and there are {max(0.0, left_s):.1f}"
+
+
 def p_value(p: float) -> str:
     """0.0214 -> "0.021", 0.0001 -> "<0.001"; none is zero."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -19,7 +19,7 @@ from vidi.train.retrain import LEARN, retrain, training_s
 from vidi.train.trial import Shared, copy_run
 from vidi.tune.budget import retraining_share
 from vidi.tune.work import Work, counts_of
-from vidi.words import chance
+from vidi.words import chance, no_time
 
 # The first answer is exported too where the time left is so many times what that takes.
 EARLY_EXPORT: Final = 20.0
@@ -177,7 +177,7 @@ def _retrained(work: Work, best: Trial, shared: Shared) -> Run | None:
     elif work.stop:
         why = "it was stopped"
     elif left_s < needed_s:
-        why = f"it would take {needed_s:.1f} s and there are {max(0.0, left_s):.1f}"
+        why = no_time(needed_s, left_s)
     else:
         why = _trained_again(work, best, source, shared, ends_at)
     if not why:

@@ -48,7 +48,7 @@ from vidi.tune.rungs import (
 )
 from vidi.tune.sampling import SAMPLERS, OwnSpace, Sampler, Wish, suggest
 from vidi.tune.workers import GRACE_S, Crew, Event, Processes, error_of
-from vidi.words import count
+from vidi.words import count, no_time
 
 # A worker that tells nothing for so long hangs. Decoding tells every few seconds.
 TIMEOUT_S: Final = 300.0
@@ -717,7 +717,7 @@ class _Search:
             left_s = self.deadline - time.monotonic()
             if needed_s <= left_s:
                 return True
-            why = f"it would take {needed_s:.1f} s and there are {max(0.0, left_s):.1f}"
+            why = no_time(needed_s, left_s)
         self._not_retrained(why)
         return False
 
