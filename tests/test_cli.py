@@ -444,3 +444,27 @@ def test_names_do_not_drive_the_terminal(
         assert done.status == 0, done
         assert "bad\\x1b[31m.jpg" in done.err
         assert "\x1b" not in done.out + done.err
+
+
+def test_one_of_several_processes_leaves_at_once() -> None:
+    """torch's threads outlive the messages that they carry: one that asks for the interpreter
+    while that is taken down ends the process with SIGABRT, and the launcher then all others."""
+    program = (
+        "import atexit; atexit.register(print, 'taken down'); import vidi.cli; vidi.cli.main()"
+    )
+
+    def end(*arguments: str, **environment: str) -> tuple[int, bool]:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout if done.returncode == 0 else done.stderr.startswith("vidi: ")
+        return done.returncode, "taken down" in done.stdout
+
+    one = {"RANK": "0", "WORLD_SIZE": "1"}
+    assert end("models", "lenet5") == (0, True)
+    assert end("models", "lenet5", **one) == (0, False)
+    assert end("report", "no-such-run", **one) == (2, False)

@@ -61,5 +61,22 @@ def _fail(message: str, status: int, error: VidiError | None = None) -> NoReturn
 
 def main() -> None:
     """The entry point of the `vidi` command."""
-    with _errors_explained():
-        app()
+    try:
+        with _errors_explained():
+            app()
+    except SystemExit as end:
+        if "RANK" in os.environ:
+            _leave(end)
+        raise
+
+
+def _leave(end: SystemExit) -> NoReturn:
+    """One of several processes ends at once: the threads that carry its messages outlive them, and
+    one that asks for the interpreter while that is taken down would end it with SIGABRT, and the
+    launcher then all the others."""
+    if isinstance(end.code, str):
+        sys.stderr.write(end.code + "\n")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))

@@ -6,6 +6,7 @@ Nothing that travels is an object that could hold code: numbers, arrays and byte
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import time
@@ -29,6 +30,8 @@ from vidi.shards import is_sharded
 AGREE_EVERY_STEPS = 10
 # How long the others are asked whether they are still there, once somebody did not answer.
 _ROLL_CALL_S = 3.0
+# What gloo's threads get to let go of the last tensors, see `joined`.
+_LET_GO_S = 0.05
 
 
 class Saved(Protocol):
@@ -243,6 +246,10 @@ def joined(timeout_s: float) -> Iterator[Ranks]:
     finally:
         with contextlib.suppress(Exception):
             dist.destroy_process_group()
+        # DistributedDataParallel keeps the group, and so gloo's threads, to the end of the process
+        # (torch 2.13). One that still waits for the interpreter, to drop the tensors of the last
+        # message, when that ends would take the process down with SIGABRT.
+        time.sleep(_LET_GO_S)
 
 
 def _attempt() -> str:
@@ -260,12 +267,15 @@ def wrapped(module: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """The module whose gradients are the mean over all processes; itself where there is one."""
     if ranks.alone or is_sharded(module):
         return module
+    # Training does not read the statistics of batch norms; what is judged and saved has those of
+    # the first process. Sent with every forward pass, they would also wait for ever for a process
+    # that ran out of memory in the middle of one. torch 2.13 gave the setting another name.
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    own_buffers: dict[str, Any] = {name: False}
     return nn.parallel.DistributedDataParallel(
         module,
         device_ids=[ranks.local_rank] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        # Training does not read the statistics of batch norms; what is judged and saved has those
-        # of the first process. Sent with every forward pass, they would also wait for ever for a
-        # process that ran out of memory in the middle of one.
-        broadcast_buffers=False,
+        **own_buffers,
     )
