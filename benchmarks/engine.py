@@ -14,7 +14,7 @@ grid-resnet18       EfficientNet-Lite0 at 224 px, ResNet-18 at 64 px, and the sm
 grid-fashion        Fashion-MNIST and for CIFAR-10
 grid-cifar
 processes           two gloo processes of one core each against one process on one core, images
-                    per second and core, over 40 batches of 256 images of DATA, and with
+                    per second and core, with batches of 256 images of DATA, and with
                     256 images for each process (0.85)
 
 With --brief a grid gives ways up whose first step is slow, and looks at the best once more instead
@@ -27,11 +27,12 @@ alternate, because the speed of a shared machine drifts.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import itertools
-import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -41,7 +42,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Self
 
+import psutil
 import torch
 from torch import nn
 
@@ -59,6 +62,8 @@ from vidi.step import StepSettings, autocast, train_step
 from vidi.train import build_state
 from vidi.train.saving import Saver
 
+# How long each of two trainings runs while the other stands still.
+PROCESSES_TURN_S = 8.0
 # A way whose first step takes so many times as long as the best one's is not timed further.
 HOPELESS, HOPELESS_BRIEF = 4.0, 1.4
 SETTINGS = StepSettings(
@@ -340,31 +345,85 @@ def grid(case: Case, *, brief: bool = False) -> None:
 
 def processes(data: str) -> None:
     """Images per second and core: one process on one core, and two of one core each, with the same
-    batch, and with as many images for each process."""
+    batch, and with as many images for each process.
+
+    Both train at once and take turns: one is stopped while the other runs, because the speed of a
+    shared machine changes within a minute.
+    """
     num_train = open_dataset(data).num_expected("train")
-
-    def rate(nproc: int, batch_size: int) -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "run"
-            words = [
-                sys.executable, "-m", "vidi", "train", data, "--out", str(out),
-                "--epochs", str(40 * batch_size / num_train), "--nproc", str(nproc),
-                "--set", f"train.batch_size={batch_size}",
-                "--set", "machine.probe=never", "--set", "machine.threads=1",
-            ]  # fmt: skip
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            subprocess.run(words, check=True, capture_output=True, env=environment)
-            timing = [json.loads(line) for line in (out / "timing.jsonl").read_text().splitlines()]
-        rates = [float(line["images_per_second"]) for line in timing if "step" in line]
-        return statistics.median(rates[1:]) / nproc
-
-    rounds = [(rate(1, 256), rate(2, 256), rate(2, 512)) for _ in range(3)]
-    same = statistics.median(two / one for one, two, _ in rounds)
-    more = statistics.median(two / one for one, _, two in rounds)
+    ratios = {256: [], 512: []}  # type: dict[int, list[float]]
+    for _ in range(3):
+        for batch_size, found in ratios.items():
+            with (
+                _Training(data, num_train, 1, 256) as one,
+                _Training(data, num_train, 2, batch_size) as two,
+            ):
+                for first, second in ((one, two), (two, one), (one, two)):
+                    first.go_on(PROCESSES_TURN_S)
+                    second.go_on(PROCESSES_TURN_S)
+                found.append(two.images_per_second / 2 / one.images_per_second)
+    shown = {size: ", ".join(f"{ratio:.3f}" for ratio in found) for size, found in ratios.items()}
     print(
-        f"processes: {same:.2f} of the rate per core of one process with batches of 256, {more:.2f}"
-        " with 256 for each (bar 0.85)"
+        f"processes: {statistics.median(ratios[256]):.2f} ({shown[256]}) of the rate per core of "
+        f"one process with batches of 256, {statistics.median(ratios[512]):.2f} ({shown[512]}) "
+        "with 256 for each (bar 0.85)"
     )
+
+
+class _Training:
+    """`vidi train` in so many processes of one core, which stand still but for `go_on`."""
+
+    def __init__(self, data: str, num_train: int, nproc: int, batch_size: int) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._run = Path(self._folder.name) / "run"
+        self._batch_size = batch_size
+        self._steps, self._seconds = 0, 0.0
+        # A line for every step, of fewer than 200; no validation before the last turn is over.
+        words = [
+            sys.executable, "-m", "vidi", "train", data, "--out", str(self._run),
+            "--epochs", str(199 * batch_size / num_train), "--nproc", str(nproc),
+            "--set", f"train.batch_size={batch_size}",
+            "--set", "machine.probe=never", "--set", "machine.threads=1",
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._process = psutil.Popen(
+            words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while self._step() < 3:
+            if self._process.poll() is not None:
+                raise SystemExit(f"this failed: {' '.join(words)}")
+            time.sleep(0.05)
+        self._signal(signal.SIGSTOP)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        self._folder.cleanup()
+
+    @property
+    def images_per_second(self) -> float:
+        return self._steps * self._batch_size / self._seconds
+
+    def go_on(self, seconds: float) -> None:
+        before, began_at = self._step(), time.perf_counter()
+        self._signal(signal.SIGCONT)
+        time.sleep(seconds)
+        self._signal(signal.SIGSTOP)
+        self._seconds += time.perf_counter() - began_at
+        self._steps += self._step() - before
+
+    def _step(self) -> int:
+        with contextlib.suppress(OSError):
+            lines = (self._run / "timing.jsonl").read_text().splitlines()
+            return sum('"step"' in line for line in lines)
+        return 0
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in (*self._process.children(recursive=True), self._process):
+            process.send_signal(number)
 
 
 def main() -> None:
