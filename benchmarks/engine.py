@@ -328,7 +328,7 @@ def grid(case: Case, *, brief: bool = False) -> None:
     print(f"  {len(ways)} ways, best at first {max(once.values()):.1f} images/s", flush=True)
     # Only what could be best is worth a second look.
     first = sorted(ways, key=lambda way: -once[way])[:3]
-    again = {way: [once[way]] for way in {*first, chosen}}
+    again = {way: [once.get(way) or rate(way, 1)] for way in {*first, chosen}}
     for _ in range(1 if brief else 3):
         for way, looks in again.items():
             looks.append(rate(way, 2))
