@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from vidi.plan import epochs_of
 from vidi.plan.budget import judging_s
 from vidi.study import Trial
+from vidi.tune.rungs import ETA
 
 # One full training may take this share of the whole time. With promotions of one in three a search
 # of n trials costs about 0.26 n trainings, so this leaves room for about a dozen.
@@ -39,7 +40,6 @@ def divide(
     steps_per_epoch: float,
     default_epochs: float,
     asked_epochs: float | None,
-    eta: int,
     retraining: float = 0.0,
 ) -> Division:
     """How long a trial is and where it is looked at.
@@ -64,7 +64,7 @@ def divide(
             else f"{epochs_of(epochs)}: enough to converge, and there is time for many"
         )
     steps = epochs * steps_per_epoch
-    shares = tuple(share for share in (1 / eta**2, 1 / eta) if share * steps >= LEAST_STEPS)
+    shares = tuple(share for share in (1 / ETA**2, 1 / ETA) if share * steps >= LEAST_STEPS)
     return Division(epochs, (*shares, 1.0), why)
 
 

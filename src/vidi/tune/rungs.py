@@ -34,6 +34,8 @@ FIDELITIES: Final[tuple[Fidelity, ...]] = get_args(Fidelity)
 SMALLEST_SIDE: Final = 0.5
 # Sides are multiples of so many pixels.
 PX_STEP: Final = 4
+# One in so many is promoted, and each rung is so many times as far as the one before it.
+ETA: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,9 @@ class Rules:
     there, is not promoted.
     """
 
-    shares: tuple[float, ...] = (1 / 9, 1 / 3, 1.0)
+    shares: tuple[float, ...] = (1 / ETA**2, 1 / ETA, 1.0)
     promotion: Promotion = "asha"
-    eta: int = 3
+    eta: int = ETA
     num_trials: int | None = None
     patience: int = 0
     bound: bool = True

@@ -32,7 +32,6 @@ LEAST_TRAINING_S: Final = 5.0
 USEFUL_TRAINING_S: Final = 20.0
 # Of the time of a search; the rest trains its best settings for longer.
 SEARCH_SHARE: Final = 0.7
-ETA: Final = 3
 DEFAULT: Final = "the default"
 
 
@@ -175,7 +174,6 @@ def _search(work: Work, shared: Shared, decided: Mapping[str, Any]) -> None:
             steps_per_epoch=float(decided["steps_per_epoch"]),
             default_epochs=make(work.config, shared.facts).num_epochs,
             asked_epochs=None,
-            eta=ETA,
         )
         work.study.decide(
             search={
@@ -197,7 +195,7 @@ def _search(work: Work, shared: Shared, decided: Mapping[str, Any]) -> None:
 
 def _halving(work: Work, shared: Shared, decided: Mapping[str, Any], *, over_at: float) -> None:
     search = work.study.decided["search"]
-    rules = Rules(shares=tuple(search["shares"]), promotion="asha", eta=ETA)
+    rules = Rules(shares=tuple(search["shares"]), promotion="asha")
     base = _base(work.config, search["epochs"])
     config = work.config.with_settings(base)
     space = spaces.default_space(work.config, shared.facts.dataset, pretrained=False)

@@ -58,7 +58,6 @@ MAX_RETRIES: Final = 2
 MAX_FAILURES: Final = 5
 # The share of a training over which the learning rate falls when there is no time for all of it.
 HURRIED_SHARE: Final = 0.05
-ETA: Final = 3
 # Settings whose values are names of something; those of a space are looked up before all else.
 NAMES: Final = ("model.name", "train.optimizer", "train.schedule")
 # The setting by which rungs differ.
@@ -326,7 +325,6 @@ class _Search:
         self.rules = Rules(
             shares=tuple(decided["shares"]),
             promotion=wanted.promotion,
-            eta=ETA,
             num_trials=wanted.trials,
             patience=wanted.patience,
         )
@@ -369,7 +367,6 @@ class _Search:
             steps_per_epoch=steps_per_epoch,
             default_epochs=default_epochs,
             asked_epochs=self.wanted.config.train.epochs,
-            eta=ETA,
             retraining=self.retraining,
         )
         self.study.decide(
@@ -620,7 +617,7 @@ class _Search:
         kept: set[int] = set()
         for reached in range(1, len(self.rules.shares) + 1):
             here = ranked(trials, reached)
-            kept |= {one.number for one in here[: max(1, len(here) // ETA)]}
+            kept |= {one.number for one in here[: max(1, len(here) // self.rules.eta)]}
         for trial in trials:
             loser = trial.status in ("paused", "failed", "finished") and trial.number not in kept
             if not loser or trial.number in busy:
