@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -19,8 +21,11 @@ def launch(arguments: Sequence[str], *, processes: int, max_restarts: int) -> in
 
     When one ends with an error the others are ended too; up to `max_restarts` times all are started
     again, and continue from the newest checkpoint. They find each other on the loopback interface,
-    at a port that the system chooses.
+    at a port that the system chooses. Which process a signal ended is said on standard error; one
+    that failed has said why itself.
     """
+    # It would say of every error, in words for its own developers, that there was one.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -36,6 +41,11 @@ def launch(arguments: Sequence[str], *, processes: int, max_restarts: int) -> in
     try:
         elastic_launch(config, sys.executable)("-u", "-m", "vidi", *arguments)
     except ChildFailedError as error:
+        for rank, one in sorted(error.failures.items()):
+            # The others get SIGTERM from the launcher.
+            if one.exitcode < 0 and -one.exitcode != signal.SIGTERM:
+                name = signal.Signals(-one.exitcode).name
+                sys.stderr.write(f"vidi: process {rank} of {processes} was ended by {name}\n")
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:

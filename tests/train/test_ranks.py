@@ -126,6 +126,7 @@ def test_when_one_is_killed_all_end_and_none_is_left(pair: subprocess.Popen[str]
     _, err = pair.communicate(timeout=60)
     assert time.monotonic() - started_at < 45
     assert pair.returncode != 0, err
+    assert re.search(r"process \d of 2 was ended by SIGKILL", err), err
     assert not any(worker.is_running() for worker in workers)
 
 
