@@ -255,6 +255,23 @@ def test_a_path_that_does_not_exist(vidi: Vidi, tmp_path: Path) -> None:
     refused(vidi("train", tmp_path / "photo"), 2, "photo", "photos")
 
 
+def test_a_mistyped_path_is_said_before_torch_is_imported(tmp_path: Path) -> None:
+    program = """
+import sys
+import vidi.cli
+try:
+    vidi.cli.main()
+finally:
+    print("torch" in sys.modules)
+"""
+    for command in ("train", "fit", "tune", "plan", "ablate", "audit", "augment"):
+        words = [sys.executable, "-c", program, command, str(tmp_path / "photo")]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("vidi: no such file or folder"), done.stderr
+        assert done.stdout == "False\n"
+
+
 def test_an_empty_folder(vidi: Vidi, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(vidi("train", tmp_path / "empty"), 3, "empty")

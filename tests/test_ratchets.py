@@ -33,6 +33,7 @@ ROWS = (
         "augment_settings",
         "malloc",
         "cores",
+        "data_source",
     ),
     ("plan", "label_errors", "space"),
     ("run", "zoo", "batch", "bundle", "finite", "shards", "energy", "download"),

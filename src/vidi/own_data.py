@@ -20,10 +20,10 @@ from vidi.data import (
     Dataset,
     PixelStore,
     cache_folder,
-    is_own_code,
     open_dataset,
     open_store,
 )
+from vidi.data_source import is_own_code
 from vidi.errors import DamagedError, DataError, MismatchError, UsageError
 from vidi.facts import DatasetFacts
 from vidi.metrics import Replaced

@@ -22,8 +22,9 @@ import scipy.io
 from PIL import Image
 
 from vidi import download
-from vidi.data import BUILT_IN, builtin, open_dataset
+from vidi.data import builtin, open_dataset
 from vidi.data.builtin import Published
+from vidi.data_source import BUILT_IN
 from vidi.errors import DamagedError, DataError, UsageError
 
 
@@ -93,6 +94,7 @@ def idx_files(count: int = 40) -> dict[str, bytes]:
 
 
 def test_the_names_are_these() -> None:
+    assert set(BUILT_IN) == {"digits", *builtin.BUILT_IN}
     assert set(BUILT_IN) == {
         "digits", "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100", "svhn", "imagenette",
         "emnist-balanced", "emnist-byclass", "emnist-bymerge", "emnist-digits", "emnist-letters",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vidi import __version__
+from vidi import __version__, data_source
 
 if TYPE_CHECKING:
     from vidi.config import Config
@@ -36,6 +36,7 @@ Data = Annotated[
         "folders, if there are such), a table (.csv, .jsonl, .parquet), tar shards, IDX or CIFAR "
         "files, module:object, or a name such as digits, mnist or cifar10.",
         show_default=False,
+        callback=data_source.check,
     ),
 ]
 ConfigFile = Annotated[

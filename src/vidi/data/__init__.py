@@ -11,17 +11,16 @@ from vidi.data.cache import (
     prune,
     replace_file,
 )
-from vidi.data.custom import Images, is_own_code
+from vidi.data.custom import Images
 from vidi.data.dataset import Dataset, Indices, Skipped
 from vidi.data.filling import UnreadableRow
 from vidi.data.loader import Loader
 from vidi.data.order import balanced_weights, order_of, part_of
-from vidi.data.sources import BUILT_IN, open_dataset
+from vidi.data.sources import open_dataset
 from vidi.data.store import PixelStore, open_store
 from vidi.data.symmetry import measure_symmetry
 
 __all__ = [
-    "BUILT_IN",
     "OF_PIXELS",
     "Audit",
     "CachedStore",
@@ -38,7 +37,6 @@ __all__ = [
     "balanced_weights",
     "cache_folder",
     "free_bytes",
-    "is_own_code",
     "list_stores",
     "measure_symmetry",
     "open_dataset",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any, Final, Protocol, final, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,6 @@ from vidi.data.folder import natural
 from vidi.data.hashing import Hashes
 from vidi.errors import DataError, UnreadableImage, UsageError, VidiError
 from vidi.image import Pixels, encode_png
-
-NAME: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @runtime_checkable
@@ -39,11 +36,6 @@ class Images(Protocol):
         """The bytes of a file, or pixels (H, W), (H, W, 1) or (H, W, 3), uint8; always the same
         kind."""
         ...
-
-
-def is_own_code(name: str) -> bool:
-    """Whether opening these data means importing somebody's module."""
-    return NAME.fullmatch(name) is not None
 
 
 def open_custom(name: str, asked: DataConfig) -> Dataset:

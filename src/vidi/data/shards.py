@@ -49,13 +49,6 @@ _MAX_SHARDS: Final = 1_000_000
 _INDEX_VERSION: Final = 1
 
 
-def looks_like_shards(source: str) -> bool:
-    """An address or a pattern of tar files, or one of them."""
-    return bool(re.search(r"\.(tar|tar\.gz|tgz)$", source)) and (
-        "://" in source or "{" in source or "*" in source or Path(source).is_file()
-    )
-
-
 def shards_of(folder: Path) -> list[Path]:
     """The shards of a folder and of its split folders."""
     found = sorted(folder.glob("*.tar"))

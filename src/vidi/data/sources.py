@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Final
 
 from vidi.config import DataConfig
-from vidi.data import builtin
 from vidi.data.builtin import open_built_in
 from vidi.data.cifar import looks_like_cifar, open_cifar
-from vidi.data.custom import NAME, Images, from_object, open_custom
+from vidi.data.custom import Images, from_object, open_custom
 from vidi.data.dataset import Dataset
 from vidi.data.folder import open_folder
 from vidi.data.idx import image_files, open_digits, open_idx
 from vidi.data.parquet import is_parquet, open_parquet, parquets_of
-from vidi.data.shards import looks_like_shards, open_shards, shards_of
+from vidi.data.shards import open_shards, shards_of
 from vidi.data.table import is_table, open_table, tables_of
+from vidi.data_source import BUILT_IN, check, is_there, looks_like_shards
 from vidi.errors import UsageError
 
-# Names that stand for data without being a path.
-BUILT_IN: Final = ("digits", *builtin.BUILT_IN)
 FORMATS: Final[dict[str, Callable[[Path, DataConfig], Dataset]]] = {
     "folder": open_folder,
     "idx": open_idx,
@@ -55,12 +53,8 @@ def open_dataset(
     if not isinstance(source, str | Path):
         return from_object(source, type(source).__name__, asked)
     text = str(source)
-    path = Path(source).expanduser()
-    try:
-        there = path.exists()
-    except OSError as error:
-        raise UsageError(f"cannot look at {source}: {error.strerror}") from error
-    if there:
+    if is_there(text):
+        path = Path(source).expanduser()
         try:
             return FORMATS[_format_of(path, asked.format)](path, asked)
         except OSError as error:
@@ -70,20 +64,12 @@ def open_dataset(
                 f"cannot read {source}: {error.strerror or error}{where}",
                 fix="see that it is there, that you may read it, and that nobody is changing it",
             ) from error
+    check(text)
     if text == "digits":
         return open_digits(asked)
-    if text in builtin.BUILT_IN:
+    if text in BUILT_IN:
         return open_built_in(text, asked, say=say)
-    if looks_like_shards(text):
-        return open_shards(text, asked)
-    if "://" in text:
-        raise UsageError(
-            f"{text} is no address of tar shards",
-            fix="such as https://host/train-{000..099}.tar; download other data first",
-        )
-    if NAME.fullmatch(text):
-        return open_custom(text, asked)
-    raise UsageError(f"no such file or folder: {source}", fix=_nearest(path))
+    return open_shards(text, asked) if looks_like_shards(text) else open_custom(text, asked)
 
 
 def _format_of(path: Path, asked: str | None) -> str:
@@ -123,18 +109,3 @@ def _format_of(path: Path, asked: str | None) -> str:
     if parquets_of(path):
         return "parquet"
     return "shards" if shards_of(path) else "folder"
-
-
-def _nearest(path: Path) -> str:
-    """What to write instead of a path that is not there."""
-    parent = path.parent
-    while not parent.is_dir():
-        parent, path = parent.parent, parent
-    try:
-        names = [entry.name for entry in parent.iterdir()]
-    except OSError:
-        names = []
-    close = difflib.get_close_matches(path.name, [*names, *BUILT_IN], n=1)
-    if not close:
-        return f"{parent} is there, '{path.name}' is not in it"
-    return f"did you mean {parent / close[0] if close[0] in names else close[0]}?"
