@@ -272,6 +272,10 @@ finally:
         assert done.stdout == "False\n"
 
 
+def test_a_home_of_nobody(vidi: Vidi) -> None:
+    refused(vidi("train", "~nobody-of-that-name/photos"), 2, "~nobody-of-that-name/photos")
+
+
 def test_an_empty_folder(vidi: Vidi, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(vidi("train", tmp_path / "empty"), 3, "empty")

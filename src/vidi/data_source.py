@@ -33,13 +33,14 @@ def looks_like_shards(source: str) -> bool:
     )
 
 
-def is_there(source: str) -> bool:
-    """Whether it is a path at which there is something.
+def path_of(source: str) -> Path | None:
+    """The path, where there is something at it.
 
     Raises UsageError when that cannot be told.
     """
+    path = _at_home(source)
     try:
-        return Path(source).expanduser().exists()
+        return path if path.exists() else None
     except OSError as error:
         raise UsageError(f"cannot look at {source}: {error.strerror}") from error
 
@@ -49,14 +50,23 @@ def check(source: str) -> str:
 
     Raises UsageError when they name nothing: no path, name, address or object.
     """
-    if is_there(source) or source in BUILT_IN or looks_like_shards(source) or is_own_code(source):
+    named = source in BUILT_IN or looks_like_shards(source) or is_own_code(source)
+    if named or path_of(source) is not None:
         return source
     if "://" in source:
         raise UsageError(
             f"{source} is no address of tar shards",
             fix="such as https://host/train-{000..099}.tar; download other data first",
         )
-    raise UsageError(f"no such file or folder: {source}", fix=_nearest(Path(source).expanduser()))
+    raise UsageError(f"no such file or folder: {source}", fix=_nearest(_at_home(source)))
+
+
+def _at_home(source: str) -> Path:
+    """`~` and `~user` as the shell would have them; a user that does not exist stays as written."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        return Path(source)
 
 
 def _nearest(path: Path) -> str:

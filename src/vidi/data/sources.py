@@ -18,7 +18,7 @@ from vidi.data.idx import image_files, open_digits, open_idx
 from vidi.data.parquet import is_parquet, open_parquet, parquets_of
 from vidi.data.shards import open_shards, shards_of
 from vidi.data.table import is_table, open_table, tables_of
-from vidi.data_source import BUILT_IN, check, is_there, looks_like_shards
+from vidi.data_source import BUILT_IN, check, looks_like_shards, path_of
 from vidi.errors import UsageError
 
 FORMATS: Final[dict[str, Callable[[Path, DataConfig], Dataset]]] = {
@@ -53,8 +53,8 @@ def open_dataset(
     if not isinstance(source, str | Path):
         return from_object(source, type(source).__name__, asked)
     text = str(source)
-    if is_there(text):
-        path = Path(source).expanduser()
+    path = path_of(text)
+    if path is not None:
         try:
             return FORMATS[_format_of(path, asked.format)](path, asked)
         except OSError as error:
