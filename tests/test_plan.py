@@ -145,6 +145,25 @@ def test_what_was_asked_is_taken_and_said() -> None:
     assert plan.reasons["batch_size"] == "asked for"
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("step", {"every_fractio": 0.3}, "'every_fractio'"),
+        ("step", {"every_fraction": 0.0}, "every_fraction = 0.0"),
+        ("step", {"every_fraction": (0.3,)}, "one number"),
+        ("multistep", {"milestones": 0.3}, "numbers"),
+        ("plateau", {"patienc": 3}, "'patienc'"),
+        ("plateau", {"patience": (3,)}, "one number"),
+    ],
+)
+def test_settings_that_a_schedule_does_not_take_are_refused_before_a_run_is_made(
+    name: str, settings: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"train\.schedule_settings") as refused:
+        plan_for(asked(train__schedule=name, train__schedule_settings=settings))
+    assert words in str(refused.value)
+
+
 def test_the_same_facts_give_the_same_plan() -> None:
     assert plan_for() == plan_for()
 

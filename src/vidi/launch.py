@@ -24,8 +24,9 @@ def launch(arguments: Sequence[str], *, processes: int, max_restarts: int) -> in
     at a port that the system chooses. Which process a signal ended is said on standard error; one
     that failed has said why itself.
     """
-    # It would say of every error, in words for its own developers, that there was one.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    # They would say of every error and signal, in words for their own developers, that it came.
+    for what in ("multiprocessing.api", "agent.server.api"):
+        logging.getLogger(f"torch.distributed.elastic.{what}").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -45,9 +46,16 @@ def launch(arguments: Sequence[str], *, processes: int, max_restarts: int) -> in
             # The others get SIGTERM from the launcher.
             if one.exitcode < 0 and -one.exitcode != signal.SIGTERM:
                 name = signal.Signals(-one.exitcode).name
-                sys.stderr.write(f"vidi: process {rank} of {processes} was ended by {name}\n")
+                sys.stderr.write(
+                    f"vidi: process {rank} of {processes} was ended by {name}\n  -> the same "
+                    "command continues from the newest checkpoint, if there is one yet; with "
+                    "--max-restarts N by itself\n"
+                )
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
+        # Those that were not training yet have said nothing.
+        name = signal.Signals(error.sigval).name
+        sys.stderr.write(f"vidi: {name}: all {processes} processes have ended\n")
         return 128 + int(error.sigval)
     return 0

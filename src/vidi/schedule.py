@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -89,12 +89,30 @@ def _shape(name: str, final_fraction: float | None, settings: Mapping[str, Any])
                 f"schedule '{name}' does not fall, so final_fraction says nothing",
                 fix="leave it out, or use 'linear' or 'cosine'",
             )
-    for setting in given:
+    _check_settings(name, given, known)
+    return function(**given)
+
+
+def plateau(settings: Mapping[str, Any]) -> Plateau:
+    """The rule of the schedule "plateau" with these of its settings.
+
+    Raises:
+        UsageError: an unknown setting, or a value that is not in its range.
+    """
+    _check_settings("plateau", settings, inspect.signature(Plateau).parameters)
+    whole = {name: int(settings[name]) for name in ("patience", "cooldown") if name in settings}
+    return Plateau(**{**settings, **whole})
+
+
+def _check_settings(name: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+    for setting, value in given.items():
         if setting not in known:
             raise UsageError(
                 f"schedule '{name}' has no setting '{setting}'", fix=nearest(setting, known)
             )
-    return function(**given)
+        if isinstance(value, Sequence) != (setting == "milestones"):
+            number = "numbers" if setting == "milestones" else "one number"
+            raise UsageError(f"{setting} = {value}: schedule '{name}' takes {number}")
 
 
 def constant() -> Schedule:

@@ -20,6 +20,11 @@ _WATCHED = tuple(
 _SAME_SIGNAL_S = 2.0
 
 
+def speaks() -> bool:
+    """Whether this process tells the user what all do: the first of several, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def saving_first(number: int) -> str:
     """What is said by whoever saves and stops."""
     del number
@@ -64,6 +69,8 @@ class _Handler:
             os._exit(128 + number)
         self._noted_at = time.monotonic()
         stop.signal_number = number
+        if not speaks():
+            return
         # Written by the system call: a handler may interrupt a print.
         with contextlib.suppress(OSError, AttributeError, ValueError):
             os.write(sys.stderr.fileno(), f"\n{stop.said(number)}\n".encode())

@@ -152,6 +152,8 @@ def test_a_signal_stops_all_at_the_same_step_with_the_state_saved(
     assert pair.returncode == 143, err
     stopped = re.search(r"stopped at step (\d+) of", err)
     assert stopped, err
+    assert err.count("stopp") == 2, err
+    assert "death signal" not in err
     assert int(stopped[1]) in Run.open(tmp_path / "run").checkpoint_steps()
 
 
@@ -171,6 +173,7 @@ def test_after_a_kill_all_start_again_from_the_checkpoint(alone: Run, tmp_path: 
             process.terminate()
             raise
     assert process.returncode == 0, err
+    assert "all were started again (restart 1)" in err
     assert losses(Run.open(out)) == pytest.approx(losses(alone), rel=1e-5)
 
 

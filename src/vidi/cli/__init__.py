@@ -17,6 +17,7 @@ from vidi.cli import data, judging, learning, shipping
 from vidi.cli.options import app
 from vidi.cli.printing import print_json, printable
 from vidi.errors import Interrupted, VidiError
+from vidi.signals import speaks
 
 __all__ = ["app", "main"]
 
@@ -37,6 +38,8 @@ def _errors_explained() -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
+        if not speaks():
+            sys.exit(error.status)
         _fail(str(error), error.status, error)
     except VidiError as error:
         _fail(str(error), error.exit_code, error)

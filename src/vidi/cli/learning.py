@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -26,6 +25,7 @@ from vidi.cli.options import (
     asked_config,
 )
 from vidi.cli.printing import evaluation_of, print_evaluation, print_json, shortly
+from vidi.signals import speaks
 
 if TYPE_CHECKING:
     from vidi.config import Config
@@ -99,8 +99,7 @@ def train(
             profile=profile,
             started_at=STARTED_AT,
         )
-    if int(os.environ.get("RANK", "0")) > 0:
-        # The first of several processes speaks for all.
+    if not speaks():
         return
     evaluation = evaluation_of(run)
     if as_json:

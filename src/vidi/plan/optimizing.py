@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from vidi import schedule
 from vidi.config import Config
-from vidi.errors import ConfigError
+from vidi.errors import ConfigError, UsageError
 from vidi.facts import DatasetFacts, Sharding
 from vidi.plan.decisions import Decisions
 from vidi.plan.network import SMALL_NETWORKS
@@ -120,7 +121,8 @@ def decide_schedule(
     """The learning rate's curve.
 
     Raises:
-        ConfigError: it follows the validation, and nothing is validated.
+        ConfigError: it follows the validation, and nothing is validated; or it does not take its
+            settings.
     """
     asked = config.train
     rule = "cosine", "ends at zero without a further setting; Loshchilov and Hutter 2017"
@@ -148,6 +150,16 @@ def decide_schedule(
         if name == "one_cycle"
         else warmup_rule(pretrained),
     )
+    if ":" not in name:
+        # Now, not when a run has been made of it.
+        try:
+            own: dict[str, Any] = dict(settings)
+            if name == "plateau":
+                schedule.plateau(own)
+                own = {}
+            schedule.make(name, warmup_fraction=warmup, **own)
+        except UsageError as error:
+            raise ConfigError(f"train.schedule_settings: {error.message}", fix=error.fix) from error
     return SchedulePlan(name=name, warmup_fraction=warmup, settings=settings)
 
 

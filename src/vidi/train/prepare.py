@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import shlex
 import time
@@ -37,7 +36,7 @@ from vidi.data import (
 )
 from vidi.data.hashing import draws
 from vidi.data.split import stratified
-from vidi.errors import ConfigError, MismatchError, UsageError, nearest
+from vidi.errors import ConfigError, MismatchError, UsageError
 from vidi.facts import DatasetFacts, Facts, Measurements, Split, Where
 from vidi.memory import Limit
 from vidi.model import Classifier
@@ -489,17 +488,7 @@ def _schedule(plan: Plan, extensions: Extensions) -> Callable[[float], float]:
 def _plateau(plan: Plan, extensions: Extensions) -> Plateau | None:
     if extensions.schedule is not None or plan.schedule.name != "plateau":
         return None
-    known = {field.name for field in dataclasses.fields(Plateau)}
-    for name in plan.schedule.settings:
-        if name not in known:
-            raise ConfigError(
-                f"schedule 'plateau' has no setting '{name}'", fix=nearest(name, known)
-            )
-    settings: dict[str, Any] = dict(plan.schedule.settings)
-    for name in ("patience", "cooldown"):
-        if name in settings:
-            settings[name] = int(settings[name])
-    return Plateau(**settings)
+    return schedule.plateau(plan.schedule.settings)
 
 
 def _with_symmetry(dataset: Dataset, store: PixelStore, seed: int) -> Any:

@@ -31,7 +31,7 @@ AGREE_EVERY_STEPS = 10
 # How long the others are asked whether they are still there, once somebody did not answer.
 _ROLL_CALL_S = 3.0
 # What gloo's threads get to let go of the last tensors, see `joined`.
-_LET_GO_S = 0.05
+_LET_GO_S = 0.2
 
 
 class Saved(Protocol):
@@ -252,9 +252,14 @@ def joined(timeout_s: float) -> Iterator[Ranks]:
         time.sleep(_LET_GO_S)
 
 
+def num_restarts() -> int:
+    """How often the launcher has started all processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def _attempt() -> str:
     """Keys of an attempt before a restart are not those of this one."""
-    return f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return f"attempt {num_restarts()}"
 
 
 def _is_about_others(error: BaseException) -> bool:

@@ -45,7 +45,7 @@ from vidi.train.prepare import (
     prepare,
     say_findings,
 )
-from vidi.train.ranks import AGREE_EVERY_STEPS, Ranks, Saved, joined
+from vidi.train.ranks import AGREE_EVERY_STEPS, Ranks, Saved, joined, num_restarts
 from vidi.train.resume import reopened
 from vidi.train.state import State
 from vidi.train.watching import costs, profiled
@@ -109,6 +109,8 @@ def train(
         asked = _Asked(path, data, config, extensions, tell, ranks, profile)
         if not ranks.is_first:
             return _follow(asked)
+        if number := num_restarts():
+            tell(f"a process ended: all were started again (restart {number})")
         if Run.exists(path):
             return _continue(asked, force=force_resume)
         # Refused before any work is done, when something else is there.
