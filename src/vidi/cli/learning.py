@@ -440,6 +440,8 @@ def _find_rate(data: str, asked: Config, picture: Path, *, as_json: bool) -> Non
     else:
         typer.echo(f"falls fastest at {test.suggestion:.3g} for the run's batch size")
         typer.echo(f"to take it: --set train.learning_rate={test.per_256:.3g}")
+        typer.echo("where learning begins fastest is not where it ends best: hold it against the")
+        typer.echo("plan's own rate (the same command without --lr-find) on validation images")
     typer.echo(f"picture: {picture}")
 
 
