@@ -78,6 +78,12 @@ def check_name(name: str) -> None:
 
 def _shape(name: str, final_fraction: float | None, settings: Mapping[str, Any]) -> Schedule:
     check_name(name)
+    if name == "plateau":
+        # Its settings are those of the rule that lowers the rate; they are checked here, too.
+        plateau(
+            {**settings, **({} if final_fraction is None else {"final_fraction": final_fraction})}
+        )
+        return constant()
     function = SCHEDULES[name]
     known = inspect.signature(function).parameters
     given = dict(settings)

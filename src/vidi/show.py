@@ -608,7 +608,7 @@ def rate_curve(plan: Plan, columns: int = 60) -> str:
     name = plan.schedule.name
     if ":" in name:
         return f"\nlearning rate: {name}"
-    settings: dict[str, Any] = {} if name == "plateau" else dict(plan.schedule.settings)
+    settings: dict[str, Any] = dict(plan.schedule.settings)
     curve = schedule.make(name, warmup_fraction=plan.schedule.warmup_fraction, **settings)
     blocks = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
     shares = [curve(column / (columns - 1)) for column in range(columns)]

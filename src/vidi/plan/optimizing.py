@@ -154,9 +154,6 @@ def decide_schedule(
         # Now, not when a run has been made of it.
         try:
             own: dict[str, Any] = dict(settings)
-            if name == "plateau":
-                schedule.plateau(own)
-                own = {}
             schedule.make(name, warmup_fraction=warmup, **own)
         except UsageError as error:
             raise ConfigError(f"train.schedule_settings: {error.message}", fix=error.fix) from error

@@ -478,7 +478,7 @@ def _at_size(plan: Plan, image_px: int) -> Transform:
 def _schedule(plan: Plan, extensions: Extensions) -> Callable[[float], float]:
     name: Any = extensions.schedule or plan.schedule.name
     settings: dict[str, Any] = {}
-    if isinstance(name, str) and ":" not in name and name != "plateau":
+    if isinstance(name, str) and ":" not in name:
         settings = dict(plan.schedule.settings)
     if isinstance(name, str) and ":" in name:
         name = load(name)
