@@ -132,7 +132,9 @@ class SmallResNet(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """images (N, C, H, W) -> features (N, 8 * width)."""
         x: Tensor = self.block3(self.block2(self.block1(F.gelu(self.stem(images)))))
-        return x.amax(dim=(2, 3))
+        # Not `amax`: its gradient goes to the values that equal the maximum, of which a compiled
+        # pass, rounding less in between, finds none in bfloat16.
+        return x.flatten(2).max(dim=2).values
 
     def forward(self, images: Tensor) -> Tensor:
         """images (N, C, H, W), normalised, H and W at least 8 -> logits (N, num_classes)."""
