@@ -6,7 +6,8 @@
 #
 # Inside a container every address counts as outside, so a token is needed, and each name by which
 # it is called (localhost, or that of a proxy in front) is given with --allow-host.
-FROM python:3.12-slim AS build
+# Not the slim one: this one has a C compiler, for vidi's own way to resize.
+FROM python:3.12 AS build
 COPY . /source
 # vidi without its dependencies, and of those only what a bundle needs.
 RUN python -m venv /opt/vidi \

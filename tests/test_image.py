@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import resource
+import shutil
 import struct
 import sys
 import time
 import zlib
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +20,19 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from vidi.errors import UnreadableImage, UsageError
-from vidi.image import PixelContract, Pixels, center_crop, inspect, prepare, prepare_array, sniff
+from vidi.image import (
+    PixelContract,
+    Pixels,
+    center_crop,
+    compiled_resize,
+    exact_resize,
+    has_compiled_resize,
+    inspect,
+    prepare,
+    prepare_array,
+    resize,
+    sniff,
+)
 
 
 def contract(
@@ -558,3 +572,61 @@ def test_any_bytes_give_pixels_or_one_kind_of_error(
     else:
         assert result.shape == (16, 16, 3)
         assert result.dtype == np.uint8
+
+
+def _processor_can() -> bool:
+    """Linux on an x86 processor with the instructions of src/vidi/image/resize.c."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512vbmi" in flags and "avx512_vnni" in flags
+
+
+@pytest.mark.skipif(not _processor_can(), reason="needs AVX-512 with VBMI and VNNI")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_an_installation_compiles_the_vector_instructions() -> None:
+    assert has_compiled_resize(), "`pip install -e .` compiles src/vidi/image/resize.c"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    to_height=st.integers(1, 200),
+    to_width=st.integers(1, 200),
+    margin=st.integers(0, 3),
+    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic"]),
+    black_and_white=st.booleans(),
+)
+def test_every_way_to_resize_gives_the_same_numbers_and_touches_nothing_else(
+    height: int,
+    width: int,
+    to_height: int,
+    to_width: int,
+    margin: int,
+    interpolation: Literal["nearest", "bilinear", "bicubic"],
+    black_and_white: bool,
+) -> None:
+    rng = np.random.default_rng(height * 1000 + width)
+    whole = rng.integers(0, 256, (height + margin, width + margin, 3), dtype=np.uint8)
+    if black_and_white:  # The largest sums there are.
+        whole = np.where(whole > 127, 255, 0).astype(np.uint8)
+    part = whole[margin:, margin:]
+    expected = exact_resize(part, to_height, to_width, interpolation)
+    rows = np.full((to_height + 2, to_width, 3), 77, dtype=np.uint8)
+    made = compiled_resize(part, to_height, to_width, interpolation, out=rows[1:-1])
+    if made is None:
+        np.testing.assert_array_equal(resize(part, to_height, to_width, interpolation), expected)
+    else:
+        np.testing.assert_array_equal(rows[1:-1], expected)
+    assert (rows[[0, -1]] == 77).all()
+
+
+def test_what_photos_need_is_resized_by_vector_instructions_where_there_are_any() -> None:
+    if not has_compiled_resize():
+        pytest.skip("not compiled, or not for this processor")
+    pixels = np.zeros((400, 533, 3), dtype=np.uint8)
+    for interpolation in ("bilinear", "bicubic"):
+        assert compiled_resize(pixels, 256, 341, interpolation) is not None
+        assert compiled_resize(pixels, 160, 213, interpolation) is not None

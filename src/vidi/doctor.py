@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from vidi import image
 from vidi.data import cache_folder
 from vidi.facts import Frozen, Machine
 from vidi.probe import keep_memory, machine
@@ -76,6 +77,10 @@ def _processor(this: Machine) -> list[Finding]:
             f"{this.memory_bytes / _GIB:.1f} GiB of memory, {bf16}",
         )
     ]
+    if image.has_compiled_resize():
+        found.append(
+            Finding(state="good", what="images are resized by vidi's own vector instructions")
+        )
     if keep_memory():
         found.append(
             Finding(state="good", what="glibc: vidi keeps freed memory, which speeds up training")

@@ -18,7 +18,14 @@ from vidi.image.decode import (
     prepare_array,
     sniff,
 )
-from vidi.image.resize import Interpolation, Pixels, resize
+from vidi.image.filters import Interpolation, Pixels
+from vidi.image.resize import (
+    compiled_resize,
+    exact_resize,
+    has_compiled_resize,
+    resize,
+    same_numbers,
+)
 
 __all__ = [
     "DECODER_VERSION",
@@ -31,11 +38,15 @@ __all__ = [
     "Reason",
     "Resize",
     "center_crop",
+    "compiled_resize",
     "encode_png",
+    "exact_resize",
     "examine",
+    "has_compiled_resize",
     "inspect",
     "prepare",
     "prepare_array",
     "resize",
+    "same_numbers",
     "sniff",
 ]

@@ -33,7 +33,8 @@ from pydantic import Field, model_validator
 
 from vidi.errors import UnreadableImage, UsageError
 from vidi.facts import Frozen
-from vidi.image.resize import Interpolation, Pixels, resize
+from vidi.image.filters import Interpolation, Pixels
+from vidi.image.resize import resize
 
 # (H, W, C), height, width, interpolation -> (height, width, C): `resize` or what gives the same.
 Resize = Callable[[Pixels, int, int, Interpolation], Pixels]

@@ -7,32 +7,50 @@ weights are rounded to integers of 15 bits and one common power of two, the sum 
 Everything is a pure function of the sizes and the pixels: the sums are computed with float64, but
 every one of them is an integer over a power of two that float64 holds exactly, in any order.
 
-torch's own kernel for uint8 images computes the same numbers with vector instructions
-(`vidi.data.resample`); this one needs numpy only, so a bundle predicts the same without torch.
+Vector instructions compute the same numbers: vidi's own where they were compiled
+(`vidi.image.compiled`), torch's for uint8 images (`vidi.data.resample`). `exact_resize` needs numpy
+only and is what those are checked against, so a bundle predicts the same on any machine.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
+from vidi.image import compiled
+from vidi.image.filters import Interpolation, Pixels, nearest, weights
 
-# Half the width of the filter, in pixels of the larger image.
-_REACH: Final = {"bilinear": 1.0, "bicubic": 2.0}
 # Target pixels of one product: their filters overlap, so most of its factors are not zero.
 _BLOCK: Final = 16
 # Multiplications of one product. Up to here OpenBLAS stays on the thread that asks, which matters
 # where several decode; and the numbers stay in the second-level cache.
 _PRODUCT: Final = 1 << 18
+# Enough sizes to notice another algorithm: shrinking, growing, both, odd and even, many channels.
+_PROBES: Final = ((97, 41, 3, 32, 32), (9, 30, 3, 21, 17), (64, 64, 1, 24, 100), (200, 7, 3, 50, 7))
 
 
-def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation) -> Pixels:
-    """(H, W, C) -> (height, width, C)."""
+def resize(
+    pixels: Pixels,
+    height: int,
+    width: int,
+    interpolation: Interpolation,
+    *,
+    out: Pixels | None = None,
+) -> Pixels:
+    """(H, W, C) -> (height, width, C), by what is fastest without torch.
+
+    out: where they may be written to, if it has the right shape and is contiguous.
+    """
+    made = compiled_resize(pixels, height, width, interpolation, out=out)
+    return exact_resize(pixels, height, width, interpolation) if made is None else made
+
+
+def exact_resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation) -> Pixels:
+    """What `resize` means, by numpy."""
     if interpolation == "nearest":
         rows = nearest(pixels.shape[0], height)
         columns = nearest(pixels.shape[1], width)
@@ -44,51 +62,41 @@ def resize(pixels: Pixels, height: int, width: int, interpolation: Interpolation
     return np.ascontiguousarray(pixels)
 
 
-def nearest(source: int, target: int) -> NDArray[np.int64]:
-    """(target,): the source pixel in which the centre of each target pixel lies."""
-    return ((2 * np.arange(target, dtype=np.int64) + 1) * source) // (2 * target)
+def compiled_resize(
+    pixels: Pixels,
+    height: int,
+    width: int,
+    interpolation: Interpolation,
+    *,
+    out: Pixels | None = None,
+) -> Pixels | None:
+    """`exact_resize` by `vidi.image.compiled`; None where that cannot do it on this machine."""
+    if not has_compiled_resize():
+        return None
+    return compiled.resize(pixels, height, width, interpolation, out)
 
 
-class Weights(NamedTuple):
-    """first: (target,) first source pixel; taps: (target, K), rows sum to about 2**bits."""
-
-    first: NDArray[np.int64]
-    taps: NDArray[np.int32]
-    bits: int
-
-
-@functools.lru_cache(maxsize=256)
-def weights(source: int, target: int, interpolation: Interpolation) -> Weights:
-    """Which source pixels make a target pixel, and how much each counts."""
-    scale = source / target
-    stretch = max(scale, 1.0)
-    reach = _REACH[interpolation] * stretch
-    center = scale * (np.arange(target) + 0.5)
-    first = np.maximum((center - reach + 0.5).astype(np.int64), 0)
-    last = np.minimum((center + reach + 0.5).astype(np.int64), source)
-    place = first[:, None] + np.arange(int((last - first).max()))
-    distance = np.abs((place + 0.5 - center[:, None]) / stretch)
-    exact = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
-    exact[place >= last[:, None]] = 0.0
-    exact /= exact.sum(axis=1, keepdims=True)
-    largest = float(exact.max())
-    bits = 0
-    while bits < 22 and int(0.5 + largest * (1 << (bits + 1))) < 1 << 15:
-        bits += 1
-    scaled = exact * (1 << bits)
-    taps = np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int32)
-    return Weights(first, taps, bits)
+@functools.cache
+def has_compiled_resize() -> bool:
+    """Whether `compiled_resize` can do anything here. It is tried out once, not taken at its word:
+    other compilers made it and other processors run it than vidi was tested with."""
+    return compiled.library() is not None and same_numbers(
+        lambda pixels, height, width, kind: compiled.resize(pixels, height, width, kind, None)
+    )
 
 
-def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.maximum(1.0 - distance, 0.0)
-
-
-def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys, "Cubic convolution interpolation for digital image processing", 1981, a = -0.5."""
-    near = (1.5 * distance - 2.5) * distance**2 + 1.0
-    far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
-    return np.where(distance < 1.0, near, np.where(distance < 2.0, far, 0.0))
+def same_numbers(other: Callable[[Pixels, int, int, Interpolation], Pixels | None]) -> bool:
+    """Whether another way to resize gives what `exact_resize` gives, wherever it gives anything."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    for height, width, channels, to_height, to_width in _PROBES:
+        pixels = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+        for kind in ("bilinear", "bicubic"):
+            made = other(pixels, to_height, to_width, kind)
+            if made is None:
+                continue
+            if not np.array_equal(made, exact_resize(pixels, to_height, to_width, kind)):
+                return False
+    return True
 
 
 def _turned(pixels: Pixels) -> Pixels:
