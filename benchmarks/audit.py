@@ -74,15 +74,15 @@ def open_table(rows: int) -> None:
                     f"archive/2024/shard-{n // 10_000:05d}/image-{n:010d}.jpg,class-{n % 1000}\n"
                     for n in range(start, min(start + 100_000, rows))
                 )
-        before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began_at = time.perf_counter()
         dataset = open_dataset(path)
         elapsed_s = time.perf_counter() - began_at
-        most_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        most = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert len(dataset) == rows
         print(
             f"a table of {rows:,} paths: {elapsed_s:.1f} s (bar: 20 s), at most "
-            f"{most_kb / 1e6:.2f} GB (bar: 1.5 GB), of which {before_kb / 1e6:.2f} GB before"
+            f"{most / 1e9:.2f} GB (bar: 1.5 GB), of which {before / 1e9:.2f} GB before"
         )
 
 

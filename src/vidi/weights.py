@@ -140,6 +140,11 @@ def obtain(
     return state
 
 
+def is_file_name(weights: str) -> bool:
+    """Whether a file is meant, and not the name of published weights."""
+    return Path(weights).suffix in (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
+
+
 def from_file(path: Path, *, folder: Path | None = None) -> dict[str, Tensor]:
     """The tensors of a user's file: safetensors, or a checkpoint that torch wrote.
 

@@ -253,7 +253,7 @@ def last_stages_rule(
 
 
 # An image through forward, backward and update takes so many times a forward pass in inference:
-# EfficientNet-Lite0 trains at 60 images/s of 160 px (`vidi.model._depthwise`), and computes 156
+# EfficientNet-Lite0 trains at 60 images/s of 160 px (`vidi.model.classifier`), and computes 156
 # features a second at 224 px, which is 306 at 160.
 UPDATE_COST: Final = 5.0
 # Looked at fewer times than this, fine-tuning is not tried. It is the answer only where held-out
