@@ -170,3 +170,28 @@ def test_a_damaged_row_group_is_a_damaged_image(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"gone")
     with pytest.raises(UnreadableImage):
         dataset.read(0)
+
+
+def spoilt(path: Path, table: Any) -> None:
+    """The table as a file, in which each "zebra" begins with a byte that is no text."""
+    pq.write_table(table, path, compression="none", use_dictionary=False)
+    whole = path.read_bytes()
+    assert b"zebra" in whole
+    path.write_bytes(whole.replace(b"zebra", b"\x80ebra"))
+
+
+def test_text_that_is_not_text_is_said(tmp_path: Path) -> None:
+    labels = ["zebra", "horse", "zebra", "horse"]
+    table = pa.table({"image": [f"{n}.jpg" for n in range(4)], "label": labels})
+    spoilt(tmp_path / "a.parquet", table)
+    with pytest.raises(DamagedError, match=r"a\.parquet, row group 0, cannot be read"):
+        open_dataset(tmp_path / "a.parquet")
+
+
+def test_a_name_that_is_not_text_beside_an_image_is_a_damaged_image(tmp_path: Path) -> None:
+    cells = [{"bytes": jpeg(n), "path": "zebra" if n == 1 else "horse"} for n in range(20)]
+    spoilt(tmp_path / "a.parquet", pa.table({"image": cells, "label": [n % 2 for n in range(20)]}))
+    dataset = open_dataset(tmp_path / "a.parquet")
+    assert dataset.read(0) == cells[0]["bytes"]
+    with pytest.raises(UnreadableImage, match="cannot be read"):
+        dataset.read(1)

@@ -10,12 +10,13 @@ unpacked together; reading in order is fast, reading at random is not, so train 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -141,10 +142,12 @@ class _Table:
             for role, name in self._chosen.items()
             if role != "image" or not self.holds_bytes
         }
-        read = _row_group(self._reader, self._path, group, list(wanted.values()))
+        with _damage_said(self._path, group):
+            read = self._reader.read_row_group(group, columns=list(wanted.values()))
+            # Here it comes out that text is not UTF-8.
+            told = {role: read.column(name).to_pylist() for role, name in wanted.items()}
         found = {}
-        for role, name in wanted.items():
-            cells = read.column(name).to_pylist()
+        for role, cells in told.items():
             if role == "label" and self._names:
                 cells = [self._names.get(cell, cell) for cell in cells]
             found[role] = [json_cell(cell) for cell in cells]
@@ -161,12 +164,13 @@ def _label_names(schema: Any, column: str) -> Mapping[object, str]:
         return {}
 
 
-def _row_group(reader: Any, path: Path, group: int, columns: list[str]) -> Any:
+@contextlib.contextmanager
+def _damage_said(path: Path, group: int) -> Iterator[None]:
     import pyarrow  # noqa: PLC0415 (an extra)
 
     try:
-        return reader.read_row_group(group, columns=columns)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        yield
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DamagedError(
             f"{path}, row group {group}, cannot be read: {error}", fix="fetch it again"
         ) from error
@@ -179,8 +183,9 @@ class _Group:
         self.path, self.number, self.column = path, number, column
 
     def load(self) -> Any:
-        column = _row_group(_opened(self.path), self.path, self.number, [self.column])
-        return column.column(self.column)
+        with _damage_said(self.path, self.number):
+            read = _opened(self.path).read_row_group(self.number, columns=[self.column])
+            return read.column(self.column)
 
 
 class _Cells:
@@ -193,8 +198,10 @@ class _Cells:
         self._loading = [threading.Lock() for _ in range(16)]
 
     def read(self, group: int, row: int) -> bytes:
+        damaged = self._groups[group]
         try:
-            value = self._group(group)[row].as_py()
+            with _damage_said(damaged.path, damaged.number):
+                value = self._group(group)[row].as_py()
         except DamagedError as error:
             raise UnreadableImage(error.message, reason="READ_ERROR") from error
         if isinstance(value, dict):
