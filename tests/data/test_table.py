@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -14,9 +15,12 @@ import psutil
 import pytest
 
 from vidi.config import DataConfig
-from vidi.data import Dataset, open_dataset
+from vidi.data import Dataset, named, open_dataset, open_store
+from vidi.data import table as tables
+from vidi.data.files import read_bytes
 from vidi.errors import DataError
 from vidi.facts import SPLITS
+from vidi.image import PixelContract
 
 Write = Callable[..., None]
 
@@ -244,6 +248,47 @@ def test_half_a_million_paths_open_in_a_moment(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ten_million_paths_open_in_twenty_seconds(tmp_path: Path) -> None:
     check_big(tmp_path / "big.csv", 10_000_000, limit_s=40.0, limit_bytes=1500 << 20)
+
+
+def test_of_very_many_rows_no_file_is_read_before_it_is_needed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bytes] = []
+
+    def watched(path: bytes) -> bytes:
+        read.append(path)
+        return read_bytes(path)
+
+    monkeypatch.setattr(named, "read_bytes", watched)
+    path = table(folder, "image,label\n" + rows())
+    few = open_dataset(path)
+    assert few.fingerprint
+    assert len(read) == len(few)
+    read.clear()
+
+    monkeypatch.setattr(tables, "CHECKED_ROWS", 5)
+    many = open_dataset(path, DataConfig(cache_dir=str(folder.parent / "another cache")))
+    assert any("known by their names and labels" in note for note in many.notes)
+    assert many.fingerprint != few.fingerprint
+    contract = PixelContract(
+        image_px=8,
+        store_px=8,
+        resize="squash",
+        interpolation="bilinear",
+        channels=3,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+    with contextlib.closing(open_store(many, contract, place="stream")) as store:
+        assert not read
+        store.take(np.array([3, 1]))
+    assert len(read) == 2
+    # A file that is another one later is taken as it is.
+    before = many.fingerprint
+    (folder / many.name_of(0)).write_bytes((folder / many.name_of(1)).read_bytes())
+    assert open_dataset(path).fingerprint == before
+    table(folder, "image,label\n" + rows("dog cat"))
+    assert open_dataset(path).fingerprint != before
 
 
 def test_rows_that_vanish_later_are_missing(folder: Path) -> None:

@@ -103,6 +103,9 @@ class Dataset:
     unreadable: str = "exclude"
     max_unreadable_fraction: float = 0.05
     read_limit_s: float = 120.0
+    # There are so many rows that none is read before it is needed: what they hold is not part of
+    # what the data set is, and a file that changes during a run is not noticed.
+    by_name: bool = False
     # (N,) of the owner's: rows of one group (from 0; -1: none) belong together, weights are how
     # often a row should be seen, relative to others.
     groups: Groups | None = None
@@ -143,7 +146,8 @@ class Dataset:
     def fingerprint(self) -> str:
         """Of the classes, names, labels, splits and contents; not of where or when they lie.
 
-        The first time, every file is read, unless a store of it was built before.
+        The first time, every file is read, unless a store of it was built before, or the data set
+        is known `by_name`.
         """
         if not self._fingerprint:
             digest = hashlib.blake2b(digest_size=16)
@@ -152,7 +156,8 @@ class Dataset:
             digest.update(self.labels.tobytes())
             digest.update(self.split.tobytes())
             digest.update(self.source.names_digest())
-            digest.update(self.source.digests().tobytes())
+            if not self.by_name:
+                digest.update(self.source.digests().tobytes())
             self._fingerprint.append(digest.hexdigest())
         return self._fingerprint[0]
 
@@ -209,6 +214,7 @@ def assemble(
     quarantined: Iterable[Skipped] = (),
     ignored: Iterable[Skipped] = (),
     notes: Iterable[str] = (),
+    by_name: bool = False,
 ) -> Dataset:
     """A data set out of what a source found: cut the missing splits, say what is odd about it.
 
@@ -238,6 +244,7 @@ def assemble(
         unreadable=asked.unreadable,
         max_unreadable_fraction=asked.max_unreadable_fraction,
         read_limit_s=asked.read_limit_s,
+        by_name=by_name,
         groups=groups,
         weights=weights,
         given=given,

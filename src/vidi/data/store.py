@@ -209,12 +209,16 @@ def open_store(
     if whole is not None and whole.shape == shape_of(len(dataset), contract):
         return PixelStore(whole, contract, (), Path())
     folder = cache_folder(cache_dir)
-    digests = dataset.source.known_digests()
+    # To know them, every file is looked at; of what is not kept there is nothing to be found.
+    nothing_ahead = dataset.by_name and place == "stream"
+    digests = None if nothing_ahead else dataset.source.known_digests()
     store = None
     if digests is not None:
         store = _open(folder / "stores" / _key(digests, contract), len(dataset), contract)
     if store is None:
-        expected = dataset.source.digests() if place == "stream" or build == "alongside" else None
+        expected = None
+        if not dataset.by_name and (place == "stream" or build == "alongside"):
+            expected = dataset.source.digests()
         decoder = Decoder(dataset, contract, expected)
         if place == "stream":
             rows: Rows = Streamed(decoder)

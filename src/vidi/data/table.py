@@ -7,8 +7,9 @@ The rules, stated once:
 - Paths are relative to the table's folder, or absolute.
 - A label is text, as it stands there; classes are those of the training rows, in natural order.
 - The same path twice with one label counts once; with two labels it is a CONFLICT and not used.
-- Up to `CHECKED_ROWS` rows, files that do not exist are found when the table is opened; beyond
-  that, when they are read.
+- Up to `CHECKED_ROWS` rows, files that do not exist are found when the table is opened, and what
+  all of them hold is read before the first epoch, so that a change is noticed. Beyond that, a file
+  is read when it is needed, and the data set is known by its names and labels.
 - Every row that is not used is listed with its line and its reason.
 """
 
@@ -373,6 +374,12 @@ class Rows:
             texts = texts.take(rows)
             stamps = None if stamps is None else stamps[keep]
         source = build(texts, rows, stamps)
+        notes = []
+        if by_name := len(self) > CHECKED_ROWS:
+            notes.append(
+                f"{len(self):,} rows are known by their names and labels: no file is read before "
+                "it is needed, and one that is changed later is not noticed"
+            )
         labels = label_of[codes if keep.all() else codes[keep]]
         # 130 MB for ten million rows, while the splits are cut.
         del rows, codes
@@ -388,6 +395,8 @@ class Rows:
             weights=weights if weights is not None and (weights != 1.0).any() else None,
             quarantined=self.quarantined,
             ignored=self.ignored,
+            notes=notes,
+            by_name=by_name,
         )
 
     def _text_of(self, code: int) -> str:

@@ -228,7 +228,9 @@ def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
     first = make(config, facts)
     dataset, store = decoded(dataset, first, config, say=say)
     found = None
-    if has_gaps(first):
+    if first.execution.store == "stream":
+        say("copies and leaks are not looked for, because no pixels are kept; `vidi audit` does it")
+    elif has_gaps(first):
         say("copies and leaks are looked for after training: not all images are decoded yet")
     else:
         dataset, found = audit_store(dataset, store)
