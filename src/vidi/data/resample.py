@@ -32,10 +32,15 @@ def fast_resize(
 
     out: where they may be written to, if it has the right shape; (H, W, C), contiguous.
     """
-    made = image.compiled_resize(pixels, height, width, interpolation, out=out)
-    if made is None and interpolation != "nearest" and torch_agrees():
-        made = _by_torch(pixels, height, width, interpolation, out)
-    return image.exact_resize(pixels, height, width, interpolation) if made is None else made
+    shape = (height, width, pixels.shape[2])
+    if out is None or out.shape != shape:
+        out = np.empty(shape, dtype=np.uint8)
+    if image.compiled_resize(pixels, interpolation, out):
+        return out
+    if interpolation != "nearest" and torch_agrees():
+        _by_torch(pixels, interpolation, out)
+        return out
+    return image.exact_resize(pixels, height, width, interpolation)
 
 
 @functools.cache
@@ -44,15 +49,7 @@ def torch_agrees() -> bool:
     return image.same_numbers(_by_torch)
 
 
-def _by_torch(
-    pixels: Pixels,
-    height: int,
-    width: int,
-    interpolation: Interpolation,
-    out: Pixels | None = None,
-) -> Pixels:
-    if out is None or out.shape != (height, width, pixels.shape[2]):
-        out = np.empty((height, width, pixels.shape[2]), dtype=np.uint8)
+def _by_torch(pixels: Pixels, interpolation: Interpolation, out: Pixels) -> bool:
     # Pillow's arrays are read-only, which torch warns of. And torch would copy a part of a picture
     # by all its threads, which wait for one another twice as long as numpy copies.
     contiguous = pixels.flags.c_contiguous and pixels.flags.writeable
@@ -62,7 +59,7 @@ def _by_torch(
     _KERNELS[interpolation](
         _planes(writable), list(out.shape[:2]), False, None, None, out=_planes(out)
     )
-    return out
+    return True
 
 
 def _planes(pixels: Pixels) -> torch.Tensor:

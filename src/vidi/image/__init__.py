@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vidi.image.compiled import compiled_resize, has_compiled_resize
 from vidi.image.decode import (
     DECODER_VERSION,
     MAX_PIXELS,
@@ -18,14 +19,9 @@ from vidi.image.decode import (
     prepare_array,
     sniff,
 )
+from vidi.image.exact import exact_resize, same_numbers
 from vidi.image.filters import Interpolation, Pixels
-from vidi.image.resize import (
-    compiled_resize,
-    exact_resize,
-    has_compiled_resize,
-    resize,
-    same_numbers,
-)
+from vidi.image.resize import resize
 
 __all__ = [
     "DECODER_VERSION",

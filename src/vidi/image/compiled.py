@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from vidi.image.exact import same_numbers
 from vidi.image.filters import Interpolation, Pixels, Weights, weights
 
 # Written by hatch_build.py; not resize.so, which Python would import in the place of resize.py.
@@ -27,9 +28,28 @@ class _Weights(ctypes.Structure):
     )
 
 
+def compiled_resize(pixels: Pixels, interpolation: Interpolation, out: Pixels) -> bool:
+    """`exact_resize` of a colour image into `out`, which has the target's height and width.
+
+    False where nothing was done: there is no library, the image is not of three channels, it
+    shrinks by too much, or `out` has gaps.
+    """
+    library = _library()
+    return library is not None and _resized(library, pixels, interpolation, out)
+
+
+def has_compiled_resize() -> bool:
+    """Whether `compiled_resize` can do anything on this machine."""
+    return _library() is not None
+
+
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """None where there is no such file, or it is not for this processor."""
+def _library() -> ctypes.CDLL | None:
+    """None where there is no such file, or it is not for this processor, or not right.
+
+    It is tried out once, not taken at its word: other compilers made it and other processors run
+    it than vidi was tested with.
+    """
     # Missing, or of another machine: a folder of packages can be shared.
     with contextlib.suppress(OSError, AttributeError):
         found = ctypes.CDLL(str(_FILE))
@@ -41,33 +61,27 @@ def library() -> ctypes.CDLL | None:
                 *(address, number, number),
                 *(weighing, weighing, address, size),
             )
-            return found
+            return found if same_numbers(functools.partial(_resized, found)) else None
     return None
 
 
-def resize(
-    pixels: Pixels, height: int, width: int, interpolation: Interpolation, out: Pixels | None
-) -> Pixels | None:
-    """`vidi.image.resize` of colour images; None for others, and where one shrinks by too much.
-
-    `out` is taken if it has the right shape and lies without gaps.
-    """
-    compiled = library()
-    if compiled is None or interpolation == "nearest" or pixels.shape[2] != 3:
-        return None
+def _resized(
+    library: ctypes.CDLL, pixels: Pixels, interpolation: Interpolation, out: Pixels
+) -> bool:
+    if interpolation == "nearest" or pixels.shape[2] != 3 or not out.flags.c_contiguous:
+        return False
     if pixels.strides[1:] != (3, 1):
         pixels = np.ascontiguousarray(pixels)
+    height, width = out.shape[:2]
     columns = _for_c(pixels.shape[1], width, interpolation)
     rows = _for_c(pixels.shape[0], height, interpolation)
-    if out is None or out.shape != (height, width, 3) or not out.flags.c_contiguous:
-        out = np.empty((height, width, 3), dtype=np.uint8)
     space = np.empty((max(pixels.shape[0], rows.reach), 3 * width + _MARGIN_BYTES), dtype=np.uint8)
-    done = compiled.resize(
+    done = library.resize(
         *(pixels.ctypes.data, pixels.strides[0], pixels.shape[0], pixels.shape[1]),
         *(out.ctypes.data, height, width),
         *(columns.pointer, rows.pointer, space.ctypes.data, space.strides[0]),
     )
-    return out if done else None
+    return bool(done)
 
 
 class _ForC(NamedTuple):

@@ -228,7 +228,7 @@ def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
     first = make(config, facts)
     dataset, store = decoded(dataset, first, config, say=say)
     found = None
-    if first.execution.store == "stream":
+    if first.execution.store == "stream" and not store.complete:
         say("copies and leaks are not looked for, because no pixels are kept; `vidi audit` does it")
     elif has_gaps(first):
         say("copies and leaks are looked for after training: not all images are decoded yet")
