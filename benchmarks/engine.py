@@ -272,8 +272,8 @@ class Case:
 CASES = {
     "lite0": Case("efficientnet_lite0", 224, 3, 16, pretrained=True),
     "resnet18": Case("resnet18", 64, 3, 64),
-    "fashion": Case("small_resnet", 28, 1, 256),
-    "cifar": Case("small_resnet", 32, 3, 256),
+    "fashion": Case("small_cnn", 28, 1, 256),
+    "cifar": Case("small_cnn", 32, 3, 256),
 }
 
 

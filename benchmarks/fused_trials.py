@@ -1,6 +1,6 @@
 """Whether trials of one shape are trained faster as one program than one after another.
 
-    python benchmarks/fused_trials.py                       # mlp, lenet5, small_resnet; this device
+    python benchmarks/fused_trials.py                       # mlp, lenet5, small_cnn; this device
     python benchmarks/fused_trials.py --models lenet5 --trials 2 8 --batches 64
 
 Every trial has its own weights, learning rate and weight decay, and all see the same images:
@@ -24,7 +24,7 @@ from torch.nn import functional
 from vidi import model
 
 CLASSES = 10
-PX = {"mlp": 28, "lenet5": 28, "small_resnet": 32}
+PX = {"mlp": 28, "lenet5": 28, "small_cnn": 32}
 
 
 def main() -> None:

@@ -238,7 +238,7 @@ def out_of_memory(s: Sizes) -> dict[str, float]:
 def exact(s: Sizes) -> dict[str, float]:
     """In deterministic mode the same run gives the same bits, also stopped and continued."""
     asked: dict[str, object] = {
-        "train.epochs": 2, "model.name": "small_resnet", "machine.deterministic": True,
+        "train.epochs": 2, "model.name": "small_cnn", "machine.deterministic": True,
         "machine.device": s.device.type, "machine.probe": "never",
     }  # fmt: skip
 

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--images", type=int)
     parser.add_argument("--pool", type=int, default=30)
     parser.add_argument("--epochs", type=float, default=5.0)
-    parser.add_argument("--model", default="small_resnet")
+    parser.add_argument("--model", default="small_cnn")
     parser.add_argument("--schedule", default="trapezoid")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--validation", type=float, metavar="FRACTION")

@@ -2,7 +2,7 @@
 
     python benchmarks/tune.py CIFAR10 --images 5000 --trainings 20 --out tune.json
     python benchmarks/tune.py CIFAR10 --images 1000 --trainings 12 --epochs 3 --seeds 1 \
-        --model small_resnet --strategies asha,optuna            # a first look
+        --model small_cnn --strategies asha,optuna            # a first look
     python benchmarks/tune.py digits --trainings 4 --epochs 2      # to see that it works
 
 Random search trains N configs to the end, one after another. The others search the same space from

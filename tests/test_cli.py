@@ -60,6 +60,18 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_control_c_before_there_is_anything_to_keep_is_said_in_one_line(
+    vidi: Vidi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vidi.cli.data.asked_config", stopped)
+    done = vidi("audit", "digits")
+    assert (done.status, done.out) == (130, "")
+    assert done.err == "vidi: stopped before it was done\n"
+
+
 def test_a_wrong_setting_is_said_once_and_no_process_is_started(vidi: Vidi, tmp_path: Path) -> None:
     done = vidi(
         "train", "digits", "--nproc", 2, "--out", tmp_path / "run", "--set", "train.epoch=1"

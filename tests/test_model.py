@@ -24,7 +24,7 @@ from vidi.zoo import MODELS
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
 
-def build(name: Any = "small_resnet", **settings: Any) -> Classifier:
+def build(name: Any = "small_cnn", **settings: Any) -> Classifier:
     channels = settings.get("channels", 3)
     asked = {
         "num_classes": 5,
@@ -115,13 +115,28 @@ def test_a_classifier_can_be_exported_for_any_batch() -> None:
 # Parts -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["small_resnet", "resnet18", "efficientnet_lite0", tiny])
+@pytest.mark.parametrize("name", ["small_cnn", "resnet18", "efficientnet_lite0", tiny])
 def test_features_are_what_the_head_sees(name: Any) -> None:
     classifier = build(name).eval()
     with torch.inference_mode():
         features = classifier.features(pixels())
         assert features.shape == (4, classifier.num_features)
         torch.testing.assert_close(classifier.head(features), classifier(pixels()))
+
+
+def test_a_mirrored_classifier_says_the_same_of_an_image_and_its_mirror_image() -> None:
+    classifier = build().eval()
+    once, mirror = classifier(pixels()), classifier(pixels().flip(3))
+    features = classifier.features(pixels())
+    classifier.mirrored = True
+    torch.testing.assert_close(classifier(pixels()), (once + mirror) / 2)
+    torch.testing.assert_close(classifier(pixels()), classifier(pixels().flip(3)))
+    assert torch.equal(classifier.features(pixels()), features)
+    torch.testing.assert_close(model.fused(classifier)(pixels()), classifier(pixels()))
+    # Training looks once.
+    seen = copy.deepcopy(classifier).train()(pixels())
+    classifier.mirrored = False
+    torch.testing.assert_close(classifier.train()(pixels()), seen)
 
 
 def test_a_network_without_a_linear_head_has_no_features() -> None:
@@ -236,7 +251,7 @@ def test_a_convolution_that_is_used_twice_cannot_be_fused() -> None:
         model.fused(build(Twice))
 
 
-@pytest.mark.parametrize("name", ["small_resnet", "resnet18", "efficientnet_lite0", tiny])
+@pytest.mark.parametrize("name", ["small_cnn", "resnet18", "efficientnet_lite0", tiny])
 def test_checkpointed_activations_change_nothing_but_memory(name: Any) -> None:
     plain = build(name, **({} if name is tiny else {"dropout": 0.5}))
     other = copy.deepcopy(plain)
@@ -557,7 +572,7 @@ def test_a_request_that_cannot_be_is_refused(settings: dict[str, Any], sentence:
 # check_model -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lenet5", "small_resnet", "resnet18", "efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["lenet5", "small_cnn", "resnet18", "efficientnet_lite0"])
 def test_our_own_models_pass_the_check_for_yours(name: str) -> None:
     check_model(MODELS[name].build)
 

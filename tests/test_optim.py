@@ -108,7 +108,8 @@ def shrunk(name: str, *, steps: int = 400, **settings: Any) -> float:
     parameter = nn.Parameter(torch.ones(2, 2))
     # About a 2,000th in each step of two images, for every optimizer.
     decay = 0.06 / (1.0 if name == "sgd" else optim.REFERENCE_LEARNING_RATE[name])
-    group = Group("weights", (parameter,), hidden=True)
+    # Filters on a sphere have nothing to shrink.
+    group = Group("weights", (parameter,), hidden=name != "muon_hyperball")
     made = optim.make(name, [group], weight_decay=decay, **settings)
     for _ in range(steps):
         parameter.grad = torch.zeros(2, 2)
@@ -207,7 +208,8 @@ def test_a_multiplier_of_zero_stops_all_movement(name: str) -> None:
         train(model, optimizer, 2)
         assert torch.equal(weights(model), before)
     optim.set_learning_rate(optimizer, 1.0)
-    assert {group["lr"] for group in optimizer.param_groups} == {0.01}
+    assert all(group["lr"] == group["base_learning_rate"] for group in optimizer.param_groups)
+    assert max(group["lr"] for group in optimizer.param_groups) == 0.01
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -263,12 +265,41 @@ def test_muon_makes_the_update_of_a_filter_orthogonal() -> None:
     assert values.max() < 1.4
 
 
+def test_on_a_hyperball_filters_turn_as_far_as_the_rate_says_and_keep_their_norm() -> None:
+    generator = torch.Generator().manual_seed(0)
+    filters = [
+        nn.Parameter(torch.randn(6, 4, 3, 3, generator=generator) * scale) for scale in (1, 9)
+    ]
+    before = [each.detach().clone() for each in filters]
+    zeros, still = nn.Parameter(torch.zeros(6, 4, 3, 3)), nn.Parameter(torch.ones(5, 5))
+    group = Group("hidden", (*filters, zeros, still), hidden=True)
+    made = optim.make("muon_hyperball", [group], learning_rate=0.1, weight_decay=0.5)
+    gradient = torch.randn(6, 4, 3, 3, generator=generator)
+    for parameter in (*filters, zeros):
+        parameter.grad = gradient.clone()
+    still.grad = torch.zeros(5, 5)
+    made.step()
+    for old, new in zip(before, filters, strict=True):
+        assert new.norm().item() == pytest.approx(old.norm().item(), rel=1e-5)
+        # A right angle between the two would make it arctan(0.1) exactly.
+        turned = torch.nn.functional.cosine_similarity(old.flatten(), new.detach().flatten(), dim=0)
+        assert math.acos(turned.item()) == pytest.approx(0.1, rel=0.05)
+    assert zeros.norm().item() == pytest.approx(math.sqrt(6), rel=1e-5)
+    assert torch.equal(still, torch.ones(5, 5))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_learns(name: str) -> None:
     model = network()
     images = torch.randn(20, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(20) % 5
-    rate = {"adadelta": 1.0, "sgd": 0.05, "adagrad": 0.05, "sgd_schedule_free": 0.5}.get(name, 5e-3)
+    rate = {
+        "adadelta": 1.0,
+        "sgd": 0.05,
+        "adagrad": 0.05,
+        "sgd_schedule_free": 0.5,
+        "muon_hyperball": 0.05,
+    }.get(name, 5e-3)
     optimizer = optim.make(name, optim.groups(model), learning_rate=rate, weight_decay=1e-4)
     for _ in range(60):
         loss = nn.functional.cross_entropy(model(images), targets)

@@ -20,7 +20,7 @@ from vidi.data import Audit
 from vidi.errors import DataError, MismatchError, UsageError
 from vidi.run import Run
 
-SETTINGS = {"train.epochs": 1, "model.name": "small_resnet", "machine.threads": 1}
+SETTINGS = {"train.epochs": 1, "model.name": "small_cnn", "machine.threads": 1}
 
 
 def draw(path: Path, seed: int, channel: int) -> None:

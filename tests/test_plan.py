@@ -74,7 +74,7 @@ def asked(**settings: object) -> Config:
 
 def test_small_images_are_trained_from_scratch_at_their_own_size() -> None:
     plan = plan_for()
-    assert plan.model.name == "small_resnet"
+    assert plan.model.name == "small_cnn"
     assert plan.model.weights == "none"
     assert (plan.pixels.image_px, plan.pixels.store_px) == (28, 28)
     assert plan.augment.crop == "pad"
@@ -83,14 +83,14 @@ def test_small_images_are_trained_from_scratch_at_their_own_size() -> None:
 @pytest.mark.parametrize(
     ("minutes", "px", "num_train", "machine_has", "name"),
     [
-        (None, 32, 50_000, {}, "small_resnet"),
-        (5, 28, 60_000, {}, "small_resnet"),
-        (20, 28, 60_000, {}, "small_resnet_x2"),
-        (10, 32, 50_000, {}, "small_resnet"),
-        (60, 32, 50_000, {}, "small_resnet_x4"),
-        (60, 32, 50_000, {"cpu_bfloat16": False}, "small_resnet_x2"),
-        (60, 8, 1_500, {}, "small_resnet"),
-        (1, 32, 50_000, {"accelerators": (CARD,)}, "small_resnet_x4"),
+        (None, 32, 50_000, {}, "small_cnn"),
+        (5, 28, 60_000, {}, "small_cnn"),
+        (20, 28, 60_000, {}, "small_cnn_x2"),
+        (10, 32, 50_000, {}, "small_cnn"),
+        (60, 32, 50_000, {}, "small_cnn_x3"),
+        (60, 32, 50_000, {"cpu_bfloat16": False}, "small_cnn_x2"),
+        (60, 8, 1_500, {}, "small_cnn"),
+        (1, 32, 50_000, {"accelerators": (CARD,)}, "small_cnn_x3"),
     ],
 )
 def test_the_small_network_is_as_wide_as_the_time_allows(
@@ -101,7 +101,8 @@ def test_the_small_network_is_as_wide_as_the_time_allows(
         config, dataset=dataset(px=px, num_train=num_train), machine=machine(**machine_has)
     )
     assert plan.model.name == name
-    assert plan.optimizer.name == "muon"
+    assert plan.optimizer.name == "muon_hyperball"
+    assert (plan.schedule.name, plan.schedule.warmup_fraction) == ("linear", 0.0)
 
 
 def test_tiny_images_are_shown_larger() -> None:
@@ -282,6 +283,19 @@ def test_images_are_mirrored_where_that_keeps_their_meaning(
     plan = plan_for(dataset=facts)
     assert plan.augment.horizontal_flip == expected
     assert plan.reasons["augment.horizontal_flip"]
+
+
+def test_only_a_small_network_that_saw_mirror_images_looks_at_them_by_itself() -> None:
+    flipped = asked(augment__horizontal_flip="random")
+    assert plan_for(flipped).model.mirrored
+    assert not plan_for(asked(augment__horizontal_flip="none")).model.mirrored
+    assert not plan_for(
+        asked(augment__horizontal_flip="random", model__name="resnet18")
+    ).model.mirrored
+    assert not plan_for(flipped, **PHOTOS).model.mirrored
+    plan = plan_for(flipped.with_settings({"model.mirrored": False}))
+    assert not plan.model.mirrored
+    assert plan.reasons["model.mirrored"] == "asked for"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def plan_of(name: str, **settings: object) -> Plan:
     return make(Config().with_settings(asked), Facts(dataset=dataset, machine=machine))
 
 
-@pytest.mark.parametrize("name", ["lenet5", "small_resnet", "resnet18", "efficientnet_b0"])
+@pytest.mark.parametrize("name", ["lenet5", "small_cnn", "resnet18", "efficientnet_b0"])
 def test_a_network_from_kept_weights_is_the_one_that_would_be_drawn(name: str) -> None:
     plan = plan_of(name)
     initial: Initial = {}

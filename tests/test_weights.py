@@ -441,7 +441,7 @@ def test_an_encrypted_connection_is_never_given_up() -> None:
 
 def build(**settings: Any) -> model.Classifier:
     asked = {"num_classes": 5, "image_px": 32, "channels": 3, "mean": (0.5,) * 3, **settings}
-    return model.build("small_resnet", std=(0.5,) * 3, **asked)
+    return model.build("small_cnn", std=(0.5,) * 3, **asked)
 
 
 def test_a_model_starts_from_a_file_of_its_own_weights(tmp_path: Path) -> None:

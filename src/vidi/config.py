@@ -89,6 +89,9 @@ class ModelConfig(Frozen):
     weights: str | None = Field(None, description='"imagenet", "none", or a file of weights')
     dropout: Fraction | None = None
     stochastic_depth: Fraction | None = None
+    mirrored: bool | None = Field(
+        None, description="answers are the mean over an image and its mirror image"
+    )
 
 
 class TrainConfig(Frozen):

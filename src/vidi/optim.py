@@ -46,6 +46,7 @@ REFERENCE_LEARNING_RATE: Final[Mapping[str, float]] = {
     "adagrad": 1e-2,
     "adadelta": 1.0,
     "muon": 0.02,
+    "muon_hyperball": 1e-2,
     "lbfgs": 1.0,
     # The first has no momentum that would multiply the decay by ten.
     "sgd_schedule_free": 1.0,
@@ -347,6 +348,21 @@ def _muon(asked: _Asked) -> torch.optim.Optimizer:
     return Muon(groups, lr=asked.learning_rate, **settings)
 
 
+def _muon_hyperball(asked: _Asked) -> torch.optim.Optimizer:
+    settings = asked.known(Muon, momentum=asked.momentum, on_sphere=True)
+    groups = asked.torch_groups(weight_decay=asked.shrink / (_REST_SHARE * asked.learning_rate))
+    for group, source in zip(groups, (g for g in asked.groups if g.parameters), strict=True):
+        group["orthogonal"] = source.hidden
+        if not source.hidden:
+            group["lr"] *= _REST_SHARE
+    return Muon(groups, lr=asked.learning_rate, **settings)
+
+
+# Of the rate at which filters turn, what norms, biases and the head learn at with AdamW;
+# docs/measurements.md.
+_REST_SHARE = 0.1
+
+
 def _sgd_schedule_free(asked: _Asked) -> torch.optim.Optimizer:
     package = _schedule_free_package()
     settings = asked.known(package.SGDScheduleFree, momentum=asked.momentum or _REFERENCE_MOMENTUM)
@@ -392,6 +408,7 @@ OPTIMIZERS: Final[Mapping[str, Callable[[_Asked], torch.optim.Optimizer]]] = {
     "adagrad": _adagrad,
     "adadelta": _adadelta,
     "muon": _muon,
+    "muon_hyperball": _muon_hyperball,
     "lbfgs": _lbfgs,
     "sgd_schedule_free": _sgd_schedule_free,
     "adamw_schedule_free": _adamw_schedule_free,
@@ -407,6 +424,13 @@ class Muon(torch.optim.Optimizer):
     groups whose "orthogonal" is false with AdamW, so that one checkpoint holds all of it. On
     matrices it equals torch.optim.Muon with adjust_lr_fn="match_rms_adamw", whose learning rates
     are AdamW's. Jordan et al. 2024; Liu et al. 2025, "Muon is Scalable for LLM Training".
+
+    Args:
+        on_sphere: a matrix keeps the norm it came with, and an update is as long as the learning
+            rate says in parts of it; weight decay has nothing to do there. Before a norm, where
+            only the direction of a filter counts, the rate is then how far that turns in a step,
+            whatever the weights have grown to. Jordan 2024 (airbench94); Wen et al. 2025,
+            "Hyperball optimization".
     """
 
     # The quintic of Jordan et al.: steep at zero, so that five steps are enough.
@@ -419,6 +443,7 @@ class Muon(torch.optim.Optimizer):
         *,
         momentum: float = 0.95,
         steps: int = 5,
+        on_sphere: bool = False,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
@@ -426,6 +451,7 @@ class Muon(torch.optim.Optimizer):
             "lr": lr,
             "momentum": momentum,
             "steps": steps,
+            "on_sphere": on_sphere,
             "betas": betas,
             "eps": eps,
             "weight_decay": 0.0,
@@ -459,22 +485,51 @@ class Muon(torch.optim.Optimizer):
             buffers.append(state["momentum_buffer"])
         torch._foreach_lerp_(buffers, gradients, 1.0 - group["momentum"])
         updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
+        orthogonal = self._orthogonalised(list(updates), group["steps"])
+        if group["on_sphere"]:
+            # Without a step a norm would still be rounded.
+            if float(group["lr"]) > 0.0:
+                self._turn(parameters, orthogonal, float(group["lr"]))
+            return
         torch._foreach_mul_(parameters, 1.0 - float(group["lr"]) * group["weight_decay"])
+        for parameter, update in zip(parameters, orthogonal, strict=True):
+            rows = parameter.shape[0]
+            longest = max(rows, parameter.numel() // rows)
+            parameter.add_(update, alpha=-float(group["lr"]) * 0.2 * math.sqrt(longest))
 
-        by_shape: dict[torch.Size, list[int]] = {}
-        for index, parameter in enumerate(parameters):
-            by_shape.setdefault(parameter.shape, []).append(index)
-        for shape, indices in by_shape.items():
-            matrices = torch.stack([updates[index].flatten(1) for index in indices])
-            orthogonal = self._orthogonalised(matrices, group["steps"])
-            rows, columns = matrices.shape[1:]
-            rate = float(group["lr"]) * 0.2 * math.sqrt(max(rows, columns))
-            for index, update in zip(indices, orthogonal, strict=True):
-                parameters[index].add_(update.view(shape), alpha=-rate)
+    @staticmethod
+    def _turn(parameters: list[Tensor], updates: list[Tensor], rate: float) -> None:
+        """Each parameter moves by `rate` times its norm, and gets that norm back."""
+        # Zeros have no direction yet: as long as orthonormal rows would be.
+        norms = [
+            torch.where(norm > 0, norm, math.sqrt(parameter.shape[0]))
+            for norm, parameter in zip(torch._foreach_norm(parameters), parameters, strict=True)
+        ]
+        lengths = torch._foreach_norm(updates)
+        # Without a gradient there is nowhere to go.
+        torch._foreach_clamp_min_(lengths, 1e-12)
+        scales = torch._foreach_div(norms, lengths)
+        torch._foreach_mul_(scales, -rate)
+        torch._foreach_mul_(updates, scales)
+        torch._foreach_add_(parameters, updates)
+        torch._foreach_mul_(parameters, torch._foreach_div(norms, torch._foreach_norm(parameters)))
 
     @classmethod
-    def _orthogonalised(cls, matrices: Tensor, steps: int) -> Tensor:
-        """(K, M, N) -> the same, each with singular values near 1, by Newton and Schulz."""
+    def _orthogonalised(cls, filters: list[Tensor], steps: int) -> list[Tensor]:
+        """Of the same shapes, as matrices with singular values near 1; equal shapes together."""
+        by_shape: dict[torch.Size, list[int]] = {}
+        for index, each in enumerate(filters):
+            by_shape.setdefault(each.shape, []).append(index)
+        made = list(filters)
+        for shape, indices in by_shape.items():
+            matrices = torch.stack([filters[index].flatten(1) for index in indices])
+            for index, matrix in zip(indices, cls._newton_schulz(matrices, steps), strict=True):
+                made[index] = matrix.view(shape)
+        return made
+
+    @classmethod
+    def _newton_schulz(cls, matrices: Tensor, steps: int) -> Tensor:
+        """(K, M, N) -> the same, each with singular values near 1."""
         tall = matrices.shape[1] > matrices.shape[2]
         x = matrices.bfloat16()
         if tall:

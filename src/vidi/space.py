@@ -274,15 +274,14 @@ def _from_scratch(facts: DatasetFacts) -> dict[str, Distribution | Sequence[Dist
     # At least some dozens of updates an epoch.
     batches = [size for size in (32, 64, 128, 256, 512) if size <= max(32, num_train // 24)][-3:]
     found: dict[str, Distribution | Sequence[Distribution]] = {
-        "train.optimizer": choice("muon", "sgd", "adamw"),
+        "train.optimizer": choice("muon_hyperball", "sgd", "adamw"),
         "train.learning_rate": [
-            log_uniform(6e-3, 0.15).when("train.optimizer", "muon"),
+            log_uniform(0.03, 0.4).when("train.optimizer", "muon_hyperball"),
             log_uniform(0.03, 1.5).when("train.optimizer", "sgd"),
             log_uniform(3e-4, 1e-2).when("train.optimizer", "adamw"),
         ],
         "train.momentum": uniform(0.8, 0.97).when("train.optimizer", "sgd"),
         "train.weight_decay": [
-            log_uniform(0.05, 2.0).when("train.optimizer", "muon"),
             log_uniform(1e-5, 5e-3).when("train.optimizer", "sgd"),
             log_uniform(1e-3, 0.3).when("train.optimizer", "adamw"),
         ],
@@ -326,7 +325,7 @@ def portfolio(space: Space, *, pretrained: bool) -> list[dict[str, Any]]:
         ]
         if pretrained
         else [
-            {"train.optimizer": "muon", "train.learning_rate": 0.03, "train.batch_size": 64},
+            {"train.optimizer": "muon_hyperball", "train.batch_size": 64},
             {"train.optimizer": "sgd", "train.learning_rate": 0.5, "augment.policy": "none"},
             {"train.optimizer": "adamw", "train.learning_rate": 2e-3, "train.weight_decay": 0.05},
         ]

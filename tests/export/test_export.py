@@ -179,3 +179,24 @@ def test_averaged_views_of_a_bundle_are_those_of_the_run(shipped: Any) -> None:
     averaged = bundle.probabilities(images)
     assert np.allclose(averaged, trained.probabilities(images), atol=1e-5)
     assert not np.allclose(averaged, plain, atol=1e-5)
+
+
+def test_a_bundle_looks_at_mirror_images_where_its_run_does(shipped: Any, tmp_path: Path) -> None:
+    settings = {
+        "train.epochs": 2, "model.name": "small_cnn", "machine.threads": 1, "model.mirrored": True,
+        "augment.horizontal_flip": "random",
+    }  # fmt: skip
+    run = vidi.train(shipped.photos, settings=settings, out=tmp_path / "run")
+    trained, bundle = vidi.load(run.path), vidi.load(vidi.export(run).path)
+    pixels = np.stack([trained.prepare(path) for path in shipped.files()[::9]])
+    said = trained.answers(pixels, heat=True)
+    assert said.heat is not None
+    for predictor in (trained, bundle):
+        for shown in (pixels, pixels[:, :, ::-1].copy()):
+            found = predictor.answers(shown, heat=True)
+            assert np.allclose(found.probabilities, said.probabilities, atol=1e-5)
+    heat = bundle.answers(pixels, heat=True).heat
+    assert heat is not None
+    assert np.allclose(heat, said.heat, atol=1e-4)
+    with pytest.raises(UsageError, match="no views to average, besides"):
+        vidi.load(run.path, tta=True)

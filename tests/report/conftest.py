@@ -119,7 +119,7 @@ def made_report(
     facts = Facts(
         dataset=dataset,
         machine=machine,
-        model=ModelFacts(name="small_resnet", parameters=1_204_810, multiply_adds=38_400_000),
+        model=ModelFacts(name="small_cnn", parameters=1_204_810, multiply_adds=38_400_000),
         measured=Measurements(steps=steps, probe_s=6.2),
     )
     config = Config().with_settings({"train.epochs": 12, "train.batch_size": 64})

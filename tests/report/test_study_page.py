@@ -138,7 +138,7 @@ def made_ablation(
         }
         for k, (factor, level, settings, _) in enumerate(LEVELS)
     ]
-    asked = {"levels": levels, "seeds": seeds, "base": {"network": "small_resnet", "epochs": 3}}
+    asked = {"levels": levels, "seeds": seeds, "base": {"network": "small_cnn", "epochs": 3}}
     study = Study.create(path, kind="ablate", config=Config(), asked=asked)
     luck = rng.normal(0, 0.006, seeds)
     with study.lock():

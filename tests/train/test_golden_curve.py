@@ -18,7 +18,7 @@ import vidi
 
 GOLDEN = Path(__file__).parent.parent / "assets" / "golden_digits.json"
 SETTINGS: dict[str, object] = {
-    "model.name": "small_resnet",
+    "model.name": "small_cnn",
     "train.epochs": 2,
     "train.batch_size": 64,
     "train.ema_decay": 0.9,

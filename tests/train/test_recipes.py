@@ -60,7 +60,7 @@ def stop_at(step: int) -> Callable[[object], None]:
 
 
 RECIPES: dict[str, dict[str, object]] = {
-    "growing images": {"model__name": "small_resnet", "data__image_px": 16,
+    "growing images": {"model__name": "small_cnn", "data__image_px": 16,
                        "train__progressive_px": (8, 12, 16), "train__epochs": 2},
     "plain average of the end": {"train__swa_fraction": 0.4},
     "sharpness-aware": {"train__sam_rho": 0.05},
@@ -71,7 +71,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "logit adjustment": {"train__imbalance": "logit_adjustment"},
     "schedule-free": {"train__optimizer": "adamw_schedule_free"},
     "fused, augmented beside": {"machine__fused": True, "machine__augment_on": "host"},
-    "recomputed activations": {"model__name": "small_resnet", "machine__recompute": True},
+    "recomputed activations": {"model__name": "small_cnn", "machine__recompute": True},
 }  # fmt: skip
 
 

@@ -130,7 +130,7 @@ def files_of(run: Run) -> list[tuple[str, int]]:
     )
 
 
-FAMILIES = ["lenet5", "small_resnet", "resnet18", "efficientnet_lite0"]
+FAMILIES = ["lenet5", "small_cnn", "resnet18", "efficientnet_lite0"]
 
 EVERY_FAMILY = """
 import copy, os, sys

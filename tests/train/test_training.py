@@ -92,7 +92,7 @@ CASES: Mapping[str, dict[str, object]] = {
     "two loader threads": {"machine__loader_threads": 2},
     "bfloat16": {"machine__precision": "bfloat16"},
     "batch norm, average, accumulation": {
-        "model__name": "small_resnet", "train__ema_decay": 0.99, "train__accumulate": 2,
+        "model__name": "small_cnn", "train__ema_decay": 0.99, "train__accumulate": 2,
         "train__epochs": 2,
     },
     "adamw, mixup, erasing": {
@@ -451,7 +451,7 @@ def test_what_is_predicted_equals_what_was_judged(
 ) -> None:
     """From bytes to probabilities, through training's evaluation and through the predictor."""
     photos = picture_folder("photos", px=23, a=30, b=30, c=30)
-    run = train(tmp_path / "run", data=photos, model__name="small_resnet", data__image_px=16)
+    run = train(tmp_path / "run", data=photos, model__name="small_cnn", data__image_px=16)
     judged = run.read_predictions("test")
     predictor = vidi.load(run.path)
     names = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.jpg"))

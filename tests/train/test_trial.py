@@ -199,7 +199,7 @@ def test_weights_that_were_drawn_before_are_those_that_would_be_drawn(
 # ---- Rungs that are cheaper than their steps -----------------------------------------------------
 
 SMALLER = CONFIG.with_settings(
-    {"model.name": "small_resnet", "train.epochs": 2, "train.progressive_px": (8, 12, 16)}
+    {"model.name": "small_cnn", "train.epochs": 2, "train.progressive_px": (8, 12, 16)}
 )
 FEWER = CONFIG.with_settings({"train.progressive_data": (1 / 9, 1 / 3, 1 / 3, *(1.0,) * 6)})
 

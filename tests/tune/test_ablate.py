@@ -169,7 +169,7 @@ def test_minutes_too_few_for_the_base_say_how_many_are_needed(
 
 
 def test_a_level_that_fails_is_said_and_the_others_go_on(photos: Path, tmp_path: Path) -> None:
-    settings = {"model.name": "small_resnet", "train.learning_rate": 1.0}
+    settings = {"model.name": "small_cnn", "train.learning_rate": 1.0}
     study = ablated(photos, tmp_path / "a", factors=["learning_rate"], settings=settings)
     assert study.report_path.exists()
     assert all(trial.is_over for trial in study.trials())

@@ -27,7 +27,7 @@ from vidi.tune import answer, scratch
 from vidi.tune.fitting import Doing
 
 SCRATCH: dict[str, object] = {
-    "model.name": "small_resnet",
+    "model.name": "small_cnn",
     "model.weights": "none",
     "data.image_px": 16,
     "train.batch_size": 32,

@@ -612,7 +612,7 @@ def test_the_best_of_smaller_images_is_a_recipe_that_has_them(tmp_path: Path) ->
     study = vidi.tune(
         "digits",
         settings={
-            "model.name": "small_resnet",
+            "model.name": "small_cnn",
             "train.epochs": 4,
             "train.batch_size": 128,
             "machine.threads": 1,

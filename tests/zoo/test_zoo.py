@@ -20,9 +20,10 @@ SMALL = (
     "mlp",
     "lenet5",
     "two_conv",
-    "small_resnet",
-    "small_resnet_x2",
-    "small_resnet_x4",
+    "small_cnn",
+    "small_cnn_x2",
+    "small_cnn_x3",
+    "small_cnn_x4",
     "resnet18",
     "efficientnet_b0",
     "efficientnet_lite0",
@@ -78,7 +79,7 @@ def test_logits_have_their_shape_and_every_parameter_a_gradient(name: str, chann
 def test_compiled_in_bfloat16_the_small_network_has_the_gradients_that_it_has_in_float32() -> None:
     # The compiler recomputes in float32 what was rounded to bfloat16, so a backward pass that looks
     # for the values equal to the maximum (that of `amax`) finds none of them, and divides by zero.
-    model = build("small_resnet", image_px=32).train()
+    model = build("small_cnn", image_px=32).train()
     batch, labels = images(32, count=64), torch.arange(64) % 7
 
     def gradients(called: Any, *, lower: bool) -> dict[str, Tensor]:

@@ -6,10 +6,12 @@ Torch is imported only by the commands that need it, so that `vidi --help` answe
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import signal
 import sys
-from collections.abc import Iterator
-from typing import Final, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Final, NoReturn, ParamSpec
 
 import typer
 
@@ -21,6 +23,8 @@ from vidi.signals import speaks
 
 __all__ = ["app", "main"]
 
+P = ParamSpec("P")
+
 # In the order of the help.
 COMMANDS: Final = (
     *(learning.train, learning.fit, learning.tune, learning.plan, data.augment, data.audit),
@@ -28,8 +32,23 @@ COMMANDS: Final = (
     *(shipping.export, shipping.serve, judging.report, judging.show, data.models, data.cache),
     *(judging.tensorboard, data.doctor),
 )
-for command in COMMANDS:
-    app.command()(command)
+
+
+def _stoppable(command: Callable[P, None]) -> Callable[P, None]:
+    """The command, which says that it was stopped: the command-line library would only exit."""
+
+    @functools.wraps(command)
+    def called(*args: P.args, **settings: P.kwargs) -> None:
+        try:
+            command(*args, **settings)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped before it was done", signal_number=signal.SIGINT) from None
+
+    return called
+
+
+for each in COMMANDS:
+    app.command()(_stoppable(each))
 
 
 @contextlib.contextmanager
@@ -43,8 +62,6 @@ def _errors_explained() -> Iterator[None]:
         _fail(str(error), error.status, error)
     except VidiError as error:
         _fail(str(error), error.exit_code, error)
-    except KeyboardInterrupt:
-        _fail("stopped before training began; nothing was lost", 130)
     except BrokenPipeError:
         # The reader has gone (`| head`). Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import vidi
-from vidi.augment import best_kind
 from vidi.bundle import FORMAT, TARGETS, Bundle, BundleFile, Description, Target
 from vidi.data import Dataset, PixelStore
 from vidi.errors import UsageError, nearest
@@ -24,7 +23,7 @@ from vidi.image import DECODER_VERSION
 from vidi.own_data import own_data
 from vidi.plan import Plan
 from vidi.predictor import Network, Predictor
-from vidi.predictor.trained import Answering, ExportedNetwork, calibration, restored
+from vidi.predictor.trained import Answering, ExportedNetwork, best_views, calibration, restored
 from vidi.run import Run
 from vidi.storage import sha256
 
@@ -87,7 +86,7 @@ def export(
         thresholds=thresholds,
         outputs=network.outputs,
         num_features=classifier.num_features if "features" in network.outputs else 0,
-        views=best_kind(plan.augment, plan.pixels.store_px) or "plain",
+        views=best_views(plan) or "plain",
         data_fingerprint=facts.dataset.fingerprint,
         dataset=facts.dataset.name,
         model=plan.model.name,

@@ -184,7 +184,7 @@ def start_from(classifier: Classifier, images: Callable[[], Tensor]) -> bool:
     """Let a network compute what it does not learn from some training images; False: nothing to.
 
     Called once, before the first step; a few thousand images are enough. The first layer of
-    "small_resnet" is computed so. It is part of the state dict.
+    "small_cnn" is computed so. It is part of the state dict.
 
     Args:
         images: gives (N, C, H, W) in 0..255, as the model sees them, not augmented; only asked

@@ -48,6 +48,8 @@ class Classifier(nn.Module):
         self.channels = len(mean)
         self.fit: Fit | None = None
         self.batch_norm_frozen = False
+        # In evaluation the logits are the mean of those of the image and of its mirror image.
+        self.mirrored = False
         mean_, std_ = torch.tensor(mean), torch.tensor(std)
         self.register_buffer("scale", (1.0 / (255.0 * std_)).view(1, -1, 1, 1))
         self.register_buffer("shift", (-mean_ / std_).view(1, -1, 1, 1))
@@ -80,6 +82,13 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (N, C, H, W) in 0..255, uint8 or float -> logits (N, num_classes)."""
+        logits = self.one_view(images)
+        if self.mirrored and not self.training:
+            logits = (logits + self.one_view(images.flip(3))) / 2
+        return logits
+
+    def one_view(self, images: Tensor) -> Tensor:
+        """As `forward`, of the images alone and never of their mirror images."""
         logits: Tensor = self.network(self.normalise(images))
         return logits
 

@@ -19,7 +19,7 @@ from vidi.plan.execution import (
 from vidi.plan.feeding import decide_sampling
 from vidi.plan.length import evaluate_every_rule, horizon_rule
 from vidi.plan.loss import decide_loss
-from vidi.plan.network import choose_model, weights_rule
+from vidi.plan.network import choose_model, mirrored_rule, weights_rule
 from vidi.plan.optimizing import (
     batch_size_rule,
     decide_average,
@@ -92,7 +92,9 @@ def make(config: Config, facts: Facts) -> Plan:
         pretrained=pretrained,
         sharding=execution.sharding,
     )
-    schedule = decide_schedule(config, dataset, decided, pretrained=pretrained)
+    schedule = decide_schedule(
+        config, dataset, decided, optimizer=optimizer.name, pretrained=pretrained
+    )
     horizon = decided.take(
         "horizon_steps",
         None,
@@ -114,14 +116,20 @@ def make(config: Config, facts: Facts) -> Plan:
             )
         patience = max(1, math.ceil(train.patience_epochs * steps_per_epoch / evaluate_every))
         decided.reasons["patience_evaluations"] = "asked for, in epochs"
+    augment = decide_augmentation(config, dataset, pixels, decided, pretrained=pretrained)
+    mirrored = decided.take(
+        "model.mirrored",
+        config.model.mirrored,
+        mirrored_rule(model.name, augment.horizontal_flip),
+    )
     loss = decide_loss(config, dataset, decided, sampling)
     average = decide_average(config, decided, horizon)
 
     plan = Plan(
         seed=train.seed,
         pixels=pixels,
-        model=model,
-        augment=decide_augmentation(config, dataset, pixels, decided, pretrained=pretrained),
+        model=model.model_copy(update={"mirrored": mirrored}),
+        augment=augment,
         optimizer=optimizer,
         schedule=schedule,
         batch_size=batch_size,

@@ -38,6 +38,8 @@ _LEARNING_RATES: dict[str, tuple[float, Literal["linear", "sqrt", "none"]]] = {
     "adagrad": (1e-2, "sqrt"),
     "adadelta": (1.0, "none"),
     "muon": (0.03, "sqrt"),
+    # How far filters turn in a step.
+    "muon_hyperball": (0.12, "sqrt"),
     "sgd_schedule_free": (2.0, "linear"),
     "adamw_schedule_free": (2.5e-3, "sqrt"),
 }
@@ -53,7 +55,7 @@ def optimizer_rule(
     if pretrained:
         return "adamw", "steady while fine-tuning; Loshchilov and Hutter 2019"
     if sharding == "none" and model_name in SMALL_NETWORKS:
-        return "muon", "learns small images several times as fast as SGD; Jordan et al. 2024"
+        return "muon_hyperball", "learns small images several times as fast as SGD; Jordan 2024"
     return "sgd", "with Nesterov momentum: the best known for convolutions from scratch"
 
 
@@ -61,6 +63,8 @@ def weight_decay_rule(name: str, num_train: int, *, pretrained: bool) -> tuple[f
     """Stated for 256 images an update, and not for a learning rate; see `vidi.optim`."""
     if pretrained:
         return 0.05, "as DeiT and ConvNeXt fine-tune"
+    if name == "muon_hyperball":
+        return 0.0, "filters keep their norm, and what is left has little to lose"
     if name == "muon":
         return 0.5, "keeps the filters from growing, and with it the learning rate its meaning"
     if num_train < 4_000:
@@ -106,7 +110,7 @@ def decide_optimizer(
         name=name,
         learning_rate=base * factor,
         learning_rate_per_256=base,
-        momentum=decided.take("optimizer.momentum", asked.momentum, (0.9, "Sutskever et al. 2013")),
+        momentum=decided.take("optimizer.momentum", asked.momentum, _momentum_rule(name)),
         weight_decay=decided.take(
             "optimizer.weight_decay",
             asked.weight_decay,
@@ -115,10 +119,21 @@ def decide_optimizer(
     )
 
 
+def _momentum_rule(optimizer: str) -> tuple[float, str]:
+    if optimizer == "muon_hyperball":
+        return 0.6, "an orthogonal update is steady by itself; Jordan 2024"
+    return 0.9, "Sutskever et al. 2013"
+
+
 def decide_schedule(
-    config: Config, dataset: DatasetFacts, decided: Decisions, *, pretrained: bool
+    config: Config,
+    dataset: DatasetFacts,
+    decided: Decisions,
+    *,
+    optimizer: str,
+    pretrained: bool,
 ) -> SchedulePlan:
-    """The learning rate's curve.
+    """The learning rate's curve, for the optimizer that was decided on.
 
     Raises:
         ConfigError: it follows the validation, and nothing is validated; or it does not take its
@@ -126,11 +141,13 @@ def decide_schedule(
     """
     asked = config.train
     rule = "cosine", "ends at zero without a further setting; Loshchilov and Hutter 2017"
-    if asked.optimizer in SCHEDULE_FREE:
-        rule = "constant", f"{asked.optimizer} averages instead of lowering it; Defazio et al. 2024"
+    if optimizer == "muon_hyperball":
+        rule = "linear", "how far the filters turn falls evenly to nothing; Jordan 2024"
+    if optimizer in SCHEDULE_FREE:
+        rule = "constant", f"{optimizer} averages instead of lowering it; Defazio et al. 2024"
         if asked.schedule not in (None, "constant"):
             raise ConfigError(
-                f"train.optimizer = '{asked.optimizer}' does without a schedule, and "
+                f"train.optimizer = '{optimizer}' does without a schedule, and "
                 f"train.schedule = '{asked.schedule}' is one",
                 fix="leave train.schedule out, or use adamw or sgd",
             )
@@ -148,7 +165,7 @@ def decide_schedule(
         asked.warmup_fraction,
         (0.0, "one_cycle begins with a rise of its own")
         if name == "one_cycle"
-        else warmup_rule(pretrained),
+        else warmup_rule(optimizer, pretrained=pretrained),
     )
     if ":" not in name:
         # Now, not when a run has been made of it.
@@ -202,9 +219,11 @@ def decide_average(config: Config, decided: Decisions, horizon: int) -> AverageP
     return AveragePlan(decided.take("ema_decay", asked.ema_decay, rule), swa)
 
 
-def warmup_rule(pretrained: bool) -> tuple[float, str]:
+def warmup_rule(optimizer: str, *, pretrained: bool) -> tuple[float, str]:
     if pretrained:
         return 0.1, "a new head sends large gradients at first"
+    if optimizer == "muon_hyperball":
+        return 0.0, "a step is never longer than the learning rate says, whatever the gradient"
     return 0.15, "large learning rates need a start"
 
 

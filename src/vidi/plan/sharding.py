@@ -10,7 +10,7 @@ from vidi.plan.optimizing import SCHEDULE_FREE
 from vidi.plan.values import Plan
 
 # Its update looks at whole matrices; schedule-free optimizers keep the average in their state.
-_WHOLE_WEIGHTS = ("muon", *SCHEDULE_FREE)
+_WHOLE_WEIGHTS = ("muon", "muon_hyperball", *SCHEDULE_FREE)
 
 
 def decide_sharding(config: Config, world: int, decided: Decisions) -> Sharding:

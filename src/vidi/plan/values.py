@@ -29,6 +29,8 @@ class ModelPlan(Frozen):
     stochastic_depth: float | None
     # Batch-norm statistics stay those of the pretrained weights while fine-tuning.
     freeze_batch_norm: bool
+    # In evaluation the network sees each image and its mirror image, and says the mean.
+    mirrored: bool = False
 
 
 class OptimizerPlan(Frozen):

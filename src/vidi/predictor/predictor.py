@@ -22,6 +22,12 @@ Image = bytes | bytearray | memoryview | str | os.PathLike[str] | NDArray[np.uin
 
 # A file larger than this is no photo; 89 megapixels of 16-bit RGB without compression.
 MAX_FILE_BYTES: Final = 512 << 20
+# What --tta gets where there is nothing to average.
+NO_VIEWS: Final = "this model has no views to average, besides those that it looks at by itself"
+WITHOUT_VIEWS: Final = (
+    "go without --tta; `vidi plan` says whether mirror images change what these pictures show, or "
+    "are looked at already"
+)
 
 
 class Network(Protocol):
@@ -102,11 +108,7 @@ class Predictor:
         if not 0.0 <= abstain_below <= 1.0:
             raise UsageError(f"a probability is in 0..1, {abstain_below} is not")
         if tta and self.best_views == "plain":
-            raise UsageError(
-                "this model was trained on images as they are: there are no views to average",
-                fix="mirror images change what these pictures show (see `vidi plan`); go without "
-                "--tta",
-            )
+            raise UsageError(NO_VIEWS, fix=WITHOUT_VIEWS)
         return dataclasses.replace(
             self,
             calibrated=calibrated,

@@ -21,7 +21,7 @@ from vidi.metrics import PRECISIONS, Predictions, fit_temperature, threshold_for
 from vidi.model import Classifier
 from vidi.own_data import plan_of, replaced_of
 from vidi.plan import Plan
-from vidi.predictor.predictor import Predictor
+from vidi.predictor.predictor import NO_VIEWS, WITHOUT_VIEWS, Predictor
 from vidi.restore import build_model, load_best
 from vidi.run import Run
 
@@ -57,10 +57,12 @@ class Answering(nn.Module):
             module = self.classifier.network.get_submodule(self.maps)
             handles.append(module.register_forward_hook(lambda _, __, maps: seen.append(maps)))
         try:
-            logits = self.classifier(images)
+            logits = self.classifier.one_view(images)
         finally:
             for handle in handles:
                 handle.remove()
+        if self.classifier.mirrored:
+            logits = (logits + self.classifier.one_view(images.flip(3))) / 2
         if self.maps is None:
             return logits, seen[0]
         maps, features = seen
@@ -95,7 +97,7 @@ def _last_maps(classifier: Classifier) -> str | None:
             features = classifier.features(images)
             # `embed` of some networks is a method of its own: only what a whole pass calls counts.
             found.clear()
-            classifier(images)
+            classifier.one_view(images)
     finally:
         for handle in handles:
             handle.remove()
@@ -180,7 +182,7 @@ def of_run(path: Path, model: Callable[..., nn.Module] | None) -> Predictor:
         temperature=temperature,
         thresholds=thresholds,
         resize=fast_resize,
-        best_views=best_kind(plan.augment, plan.pixels.store_px) or "plain",
+        best_views=best_views(plan) or "plain",
         num_features=classifier.num_features if "features" in network.outputs else 0,
     )
 
@@ -200,18 +202,24 @@ def restored(
     return plan, facts, classifier.eval(), step
 
 
+def best_views(plan: Plan) -> ViewKind | None:
+    """The most views that a model of this plan was trained for, besides those that it looks at by
+    itself."""
+    kind = best_kind(plan.augment, plan.pixels.store_px)
+    if plan.model.mirrored:
+        return {"flip": None, "ten": "five"}.get(kind or "", kind)
+    return kind
+
+
 def view_kind(plan: Plan) -> ViewKind:
     """The views that this model was trained for.
 
     Raises:
-        UsageError: it saw no mirror images and nothing but the middle.
+        UsageError: there are none but those that it looks at by itself.
     """
-    kind = best_kind(plan.augment, plan.pixels.store_px)
+    kind = best_views(plan)
     if kind is None:
-        raise UsageError(
-            "this model was trained on images as they are: there are no views to average",
-            fix="mirror images change what these pictures show (see `vidi plan`); go without --tta",
-        )
+        raise UsageError(NO_VIEWS, fix=WITHOUT_VIEWS)
     return kind
 
 

@@ -43,6 +43,7 @@ def pinned(plan: Plan) -> dict[str, Any]:
     return {
         "model.name": plan.model.name,
         "model.weights": plan.model.weights,
+        "model.mirrored": plan.model.mirrored,
         "machine.precision": plan.execution.precision,
         "machine.channels_last": plan.execution.channels_last,
         "machine.compile": plan.execution.compile,
@@ -51,6 +52,8 @@ def pinned(plan: Plan) -> dict[str, Any]:
         "train.batch_size": plan.batch_size,
         "train.accumulate": plan.accumulate,
         "train.optimizer": plan.optimizer.name,
+        "train.schedule": plan.schedule.name,
+        "train.warmup_fraction": plan.schedule.warmup_fraction,
         "train.ema_decay": plan.ema_decay,
     }
 
@@ -126,7 +129,7 @@ def _optimizer(plan: Plan) -> list[Level]:
     # Each with the learning rate of vidi's table: the base's own would fit only the base.
     return [
         Level("optimizer", name, {"train.optimizer": name, "train.learning_rate": None})
-        for name in ("sgd", "adamw", "adam", "muon", "rmsprop")
+        for name in ("sgd", "adamw", "adam", "muon", "muon_hyperball", "rmsprop")
         if name != plan.optimizer.name
     ]
 

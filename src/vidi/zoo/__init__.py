@@ -26,7 +26,7 @@ from vidi.zoo.lenet import LeNet5, TwoConv
 from vidi.zoo.mlp import MLP
 from vidi.zoo.pretrained import IMAGENET, Weights
 from vidi.zoo.resnet import BasicBlock, Bottleneck, ResNet
-from vidi.zoo.small_resnet import SmallResNet
+from vidi.zoo.small_cnn import SmallCNN
 from vidi.zoo.vgg import VGG
 
 __all__ = ["IMAGENET", "MODELS", "ModelSpec", "Weights"]
@@ -78,9 +78,10 @@ MODELS: Final[Mapping[str, ModelSpec]] = {
     "mlp": ModelSpec(build=MLP, image_px=28, min_image_px=1),
     "lenet5": ModelSpec(build=LeNet5, image_px=28),
     "two_conv": ModelSpec(build=TwoConv, image_px=28),
-    "small_resnet": ModelSpec(build=SmallResNet, image_px=32),
-    "small_resnet_x2": ModelSpec(build=partial(SmallResNet, width=32), image_px=32),
-    "small_resnet_x4": ModelSpec(build=partial(SmallResNet, width=64), image_px=32),
+    "small_cnn": ModelSpec(build=SmallCNN, image_px=32),
+    "small_cnn_x2": ModelSpec(build=partial(SmallCNN, width=64), image_px=32),
+    "small_cnn_x3": ModelSpec(build=partial(SmallCNN, width=96), image_px=32),
+    "small_cnn_x4": ModelSpec(build=partial(SmallCNN, width=128), image_px=32),
     "alexnet": ModelSpec(build=AlexNet, image_px=224),
     "vgg11": _vgg((1, 1, 2, 2, 2)),
     "vgg11_bn": _vgg((1, 1, 2, 2, 2), batch_norm=True),
