@@ -51,16 +51,18 @@ def views(images: Tensor, kind: ViewKind, image_px: int) -> list[Tensor]:
     return cut
 
 
-def best_kind(settings: AugmentSettings, store_px: int) -> ViewKind | None:
+def best_kind(
+    settings: AugmentSettings, store_px: int, *, mirrored: bool = False
+) -> ViewKind | None:
     """The most views that show the model nothing it was not trained on; None where there are none.
 
     Mirror images where training mirrored, corners where images are stored larger than they are
-    seen.
+    seen. A `mirrored` model looks at mirror images by itself.
     """
-    mirrored, larger = settings.horizontal_flip != "none", store_px > settings.image_px
-    if larger:
-        return "ten" if mirrored else "five"
-    return "flip" if mirrored else None
+    flipped = settings.horizontal_flip != "none" and not mirrored
+    if store_px > settings.image_px:
+        return "ten" if flipped else "five"
+    return "flip" if flipped else None
 
 
 def average_probabilities(logits: Sequence[Tensor]) -> Tensor:

@@ -82,9 +82,12 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (N, C, H, W) in 0..255, uint8 or float -> logits (N, num_classes)."""
-        logits = self.one_view(images)
+        return self.all_views(images, self.one_view(images))
+
+    def all_views(self, images: Tensor, logits: Tensor) -> Tensor:
+        """What `forward` says, from what `one_view` said of the same images."""
         if self.mirrored and not self.training:
-            logits = (logits + self.one_view(images.flip(3))) / 2
+            return (logits + self.one_view(images.flip(3))) / 2
         return logits
 
     def one_view(self, images: Tensor) -> Tensor:

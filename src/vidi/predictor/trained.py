@@ -61,8 +61,7 @@ class Answering(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        if self.classifier.mirrored:
-            logits = (logits + self.classifier.one_view(images.flip(3))) / 2
+        logits = self.classifier.all_views(images, logits)
         if self.maps is None:
             return logits, seen[0]
         maps, features = seen
@@ -205,10 +204,7 @@ def restored(
 def best_views(plan: Plan) -> ViewKind | None:
     """The most views that a model of this plan was trained for, besides those that it looks at by
     itself."""
-    kind = best_kind(plan.augment, plan.pixels.store_px)
-    if plan.model.mirrored:
-        return {"flip": None, "ten": "five"}.get(kind or "", kind)
-    return kind
+    return best_kind(plan.augment, plan.pixels.store_px, mirrored=plan.model.mirrored)
 
 
 def view_kind(plan: Plan) -> ViewKind:

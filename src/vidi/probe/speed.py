@@ -37,8 +37,8 @@ MOST_STEPS: Final = 20
 # A float32 step that differs by less than this from the best so far is not worth a change: the
 # measurement itself is not better.
 NOISE: Final = 0.02
-# What came as close as this to the best is timed again where there is time: small_cnn at 32 px
-# was 7 % faster in the other memory format than one look at each had told.
+# What came as close as this to the best is timed again where there is time: a small network at
+# 32 px was 7 % faster in the other memory format than one look at each had told.
 RUN_OFF: Final = 1.15
 RUN_OFF_MOST: Final = 3
 RUN_OFF_TURNS: Final = 4
