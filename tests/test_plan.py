@@ -256,7 +256,7 @@ def test_an_asked_precision_is_kept_though_it_is_slower() -> None:
 def test_minutes_become_as_many_epochs_as_fit(minutes: float) -> None:
     rate = 2_000.0
     plan = plan_for(asked(train__minutes=minutes), measured=measured(float32_last=rate))
-    training_s = plan.horizon_steps * plan.batch_size / rate
+    training_s = plan.work(0, plan.horizon_steps) * plan.batch_size / rate
     assert 0.75 * minutes * 60 < training_s < minutes * 60
 
 
@@ -274,15 +274,16 @@ def test_minutes_count_what_was_spent_before() -> None:
 
 @pytest.mark.parametrize(
     ("plain", "flipped", "expected"),
-    [(0.96, 0.40, "none"), (0.85, 0.83, "random"), (0.15, 0.11, "random"), (None, None, "random")],
+    [(0.96, 0.40, False), (0.85, 0.83, True), (0.15, 0.11, True), (None, None, True)],
 )
 def test_images_are_mirrored_where_that_keeps_their_meaning(
-    plain: float | None, flipped: float | None, expected: str
+    plain: float | None, flipped: float | None, expected: bool
 ) -> None:
     facts = dataset(neighbour_agreement=plain, neighbour_agreement_flipped=flipped)
-    plan = plan_for(dataset=facts)
-    assert plan.augment.horizontal_flip == expected
-    assert plan.reasons["augment.horizontal_flip"]
+    for name, how in (("small_cnn", "alternating"), ("resnet18", "random")):
+        plan = plan_for(asked(model__name=name), dataset=facts)
+        assert plan.augment.horizontal_flip == (how if expected else "none")
+        assert plan.reasons["augment.horizontal_flip"]
 
 
 def test_only_a_small_network_that_saw_mirror_images_looks_at_them_by_itself() -> None:
@@ -601,6 +602,66 @@ def test_stages_of_size_and_of_data_are_as_few_as_there_are_changes() -> None:
         *(plan.end_of(stage) for stage in plan.stages[:-1]),
     ]
     assert "shares of the images" in plan.reasons["stages"]
+
+
+def judging(rate: float) -> Measurements:
+    """A thousand images a second in training, and so many in validation."""
+    known = measured(bfloat16_last=1_000.0)
+    return known.model_copy(update={"evaluation_images_per_second": rate})
+
+
+def test_a_small_network_against_the_clock_sees_small_images_at_first() -> None:
+    known = judging(3_000.0)
+    plan = plan_for(asked(train__minutes=5), measured=known)
+    assert [stage.image_px for stage in plan.stages] == [18, 23, 28]
+    assert "more looks" in plan.reasons["stages"]
+    # More steps than of whole images, and as much work.
+    whole = plan_for(asked(train__minutes=5, train__progressive_px=(28,)), measured=known)
+    assert plan.horizon_steps > 1.25 * whole.horizon_steps
+    assert plan.work(0, plan.horizon_steps) == pytest.approx(whole.horizon_steps, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts"),
+    [
+        ({"train__minutes": 10}, {}),
+        ({"train__epochs": 5}, {}),
+        ({"train__minutes": 5, "train__progressive_px": (28,)}, {}),
+        ({"train__minutes": 5, "model__name": "resnet18"}, {}),
+        ({"train__minutes": 5}, {"dataset": dataset(px=16)}),
+        ({"train__minutes": 5}, {"machine": machine(accelerators=(CARD,))}),
+        ({"train__minutes": 5}, PHOTOS),
+    ],
+    ids=["time enough", "epochs", "asked for", "another network", "tiny", "accelerator", "photos"],
+)
+def test_elsewhere_images_keep_their_size(
+    settings: dict[str, object], facts: dict[str, Any]
+) -> None:
+    plan = plan_for(asked(**settings), **{"measured": judging(3_000.0), **facts})
+    assert [stage.image_px for stage in plan.stages] == [plan.pixels.image_px]
+
+
+@given(step=st.integers(0, 900), share=st.floats(0.05, 3.0))
+def test_a_run_is_cut_or_stretched_to_the_work_that_fits(step: int, share: float) -> None:
+    plan = plan_for(asked(train__minutes=5), measured=judging(3_000.0))
+    assert len(plan.stages) == 3
+    plan = plan.model_copy(update={"horizon_steps": 1_000, "last_step": 1_000})
+    work = share * plan.work(step, 1_000)
+    steps = plan.steps_for(work, step)
+
+    def of(more: int) -> float:
+        last = step + more
+        return plan.model_copy(update={"horizon_steps": last}).work(step, last)
+
+    assert of(steps) <= work < of(steps + 1)
+    assert plan.work(0, 1_000) == pytest.approx(plan.work(0, step) + plan.work(step, 1_000))
+
+
+def test_validation_that_would_take_much_of_the_time_is_more_seldom() -> None:
+    for forward, epochs in ((100_000.0, 1), (1_500.0, 2), (500.0, 4)):
+        plan = plan_for(asked(train__minutes=20), measured=judging(forward))
+        assert plan.evaluate_every_steps == epochs * plan.steps_per_epoch
+    assert "of the time of an epoch" in plan.reasons["evaluate_every_steps"]
 
 
 @given(

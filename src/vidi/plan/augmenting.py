@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from vidi.augment_settings import AugmentSettings, Policy
+from vidi.augment_settings import AugmentSettings, Flip, Policy
 from vidi.config import Config
 from vidi.facts import DatasetFacts
 from vidi.image import PixelContract
 from vidi.plan.decisions import Decisions
+from vidi.plan.network import SMALL_NETWORKS
 from vidi.plan.pixels import SMALL_CROP_PX
 
 
@@ -18,6 +19,7 @@ def decide_augmentation(
     pixels: PixelContract,
     decided: Decisions,
     *,
+    model_name: str,
     pretrained: bool,
 ) -> AugmentSettings:
     asked, num_train = config.augment, dataset.num_images("train")
@@ -47,7 +49,9 @@ def decide_augmentation(
         crop_padding_px=padding if crop == "pad" else 0,
         crop_scale=(scale_min, 1.0),
         horizontal_flip=decided.take(
-            "augment.horizontal_flip", asked.horizontal_flip, _flip_rule(dataset)
+            "augment.horizontal_flip",
+            asked.horizontal_flip,
+            _alternated(_flip_rule(dataset), model_name),
         ),
         vertical_flip=decided.take(
             "augment.vertical_flip", asked.vertical_flip, (False, "up is up in most pictures")
@@ -88,7 +92,7 @@ def _erasing_rule(num_train: int, *, pretrained: bool) -> tuple[float, str]:
 _MIXING_RULE = (0.0, "left out; it pays in long runs, and is there to be asked for")
 
 
-def _flip_rule(dataset: DatasetFacts) -> tuple[Literal["none", "random", "alternating"], str]:
+def _flip_rule(dataset: DatasetFacts) -> tuple[Flip, str]:
     """Mirror images are safe where a mirrored query still finds neighbours of its own class."""
     plain, flipped = dataset.neighbour_agreement, dataset.neighbour_agreement_flipped
     if plain is None or flipped is None:
@@ -101,3 +105,11 @@ def _flip_rule(dataset: DatasetFacts) -> tuple[Literal["none", "random", "altern
     if kept < 0.85:
         return "none", f"{numbers}: mirroring changes what they show"
     return "random", f"{numbers}: mirroring changes little"
+
+
+def _alternated(rule: tuple[Flip, str], model_name: str) -> tuple[Flip, str]:
+    """For the small network, whose runs are a few looks at each image: both sides of each."""
+    flip, why = rule
+    if flip == "random" and model_name in SMALL_NETWORKS:
+        return "alternating", f"{why}; both sides in turn, Jordan 2024"
+    return rule

@@ -17,7 +17,7 @@ from vidi.plan.execution import (
     fastest,
 )
 from vidi.plan.feeding import decide_sampling
-from vidi.plan.length import evaluate_every_rule, horizon_rule
+from vidi.plan.length import evaluate_every_rule, evaluation_share, horizon_rule
 from vidi.plan.loss import decide_loss
 from vidi.plan.network import choose_model, mirrored_rule, weights_rule
 from vidi.plan.optimizing import (
@@ -29,7 +29,7 @@ from vidi.plan.optimizing import (
 )
 from vidi.plan.pixels import decide_pixels
 from vidi.plan.sharding import check_sharding
-from vidi.plan.stages import decide_head, decide_stages
+from vidi.plan.stages import decide_head, decide_stages, sizes_rule
 from vidi.plan.values import ModelPlan, Plan
 
 
@@ -57,7 +57,7 @@ def make(config: Config, facts: Facts) -> Plan:
     pixels = decide_pixels(config, facts, decided, model.name, pretrained=pretrained)
     num_train = dataset.num_images("train")
     device = decide_device(config, facts, decided)
-    batch_size = _batch_size(config, facts, decided, device, pretrained=pretrained)
+    batch_size = _batch_size(config, facts, decided, device, model.name, pretrained=pretrained)
     execution = decide_execution(
         config,
         facts,
@@ -95,16 +95,19 @@ def make(config: Config, facts: Facts) -> Plan:
     schedule = decide_schedule(
         config, dataset, decided, optimizer=optimizer.name, pretrained=pretrained
     )
+    sizes = sizes_rule(config, facts, execution, model_name=model.name, image_px=pixels.image_px)
     horizon = decided.take(
         "horizon_steps",
         None,
         (0, "only the head is fitted")
         if head == "only"
-        else horizon_rule(config, facts, batch_size, pretrained),
+        else horizon_rule(config, facts, batch_size, sizes[0], pretrained=pretrained),
     )
     steps_per_epoch = max(1, num_train // batch_size)
     evaluate_every = decided.take(
-        "evaluate_every_steps", None, evaluate_every_rule(horizon, steps_per_epoch)
+        "evaluate_every_steps",
+        None,
+        evaluate_every_rule(horizon, steps_per_epoch, evaluation_share(config, facts)),
     )
     patience = None
     if train.patience_epochs is not None:
@@ -116,7 +119,9 @@ def make(config: Config, facts: Facts) -> Plan:
             )
         patience = max(1, math.ceil(train.patience_epochs * steps_per_epoch / evaluate_every))
         decided.reasons["patience_evaluations"] = "asked for, in epochs"
-    augment = decide_augmentation(config, dataset, pixels, decided, pretrained=pretrained)
+    augment = decide_augmentation(
+        config, dataset, pixels, decided, model_name=model.name, pretrained=pretrained
+    )
     mirrored = decided.take(
         "model.mirrored",
         config.model.mirrored,
@@ -153,7 +158,7 @@ def make(config: Config, facts: Facts) -> Plan:
         head=head,
         head_penalty=train.head_penalty,
         stages=decide_stages(
-            config, facts, decided, image_px=pixels.image_px, pretrained=pretrained
+            config, facts, decided, sizes, image_px=pixels.image_px, pretrained=pretrained
         ),
         clip_norm=train.clip_norm,
         num_train=num_train,
@@ -176,13 +181,19 @@ def make(config: Config, facts: Facts) -> Plan:
 
 
 def _batch_size(
-    config: Config, facts: Facts, decided: Decisions, device: str, *, pretrained: bool
+    config: Config,
+    facts: Facts,
+    decided: Decisions,
+    device: str,
+    model_name: str,
+    *,
+    pretrained: bool,
 ) -> int:
     """Images of one update, over all processes."""
     num_train, processes = facts.dataset.num_images("train"), facts.machine.processes
     asked = config.train.batch_size
     size = decided.take(
-        "batch_size", asked, batch_size_rule(num_train, device, pretrained=pretrained)
+        "batch_size", asked, batch_size_rule(model_name, num_train, device, pretrained=pretrained)
     )
     if size > num_train:
         size = num_train

@@ -14,7 +14,9 @@ from vidi.plan.network import SMALL_NETWORKS
 from vidi.plan.values import OptimizerPlan, SchedulePlan
 
 
-def batch_size_rule(num_train: int, device: str, *, pretrained: bool) -> tuple[int, str]:
+def batch_size_rule(
+    model_name: str, num_train: int, device: str, *, pretrained: bool
+) -> tuple[int, str]:
     if pretrained:
         if device == "cpu":
             return 16, "on a processor, larger batches fall out of its caches"
@@ -23,6 +25,8 @@ def batch_size_rule(num_train: int, device: str, *, pretrained: bool) -> tuple[i
         return 64, f"{num_train:,} images: many updates matter more than speed"
     if num_train < 20_000:
         return 128, "a good trade between updates and speed for small images"
+    if SMALL_NETWORKS.get(model_name, 1) > 1:
+        return 512, "a wide network's optimizer takes long, so fewer updates"
     return 256, f"{num_train:,} images: updates enough, so the faster step wins"
 
 

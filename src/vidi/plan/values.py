@@ -12,7 +12,7 @@ from vidi.errors import DamagedError
 from vidi.facts import Frozen, Precision, Sharding, Where
 from vidi.image import PixelContract
 from vidi.plan.feeding import Build, Place, Sampling
-from vidi.plan.length import longest_epochs
+from vidi.plan.length import longest_epochs, step_cost
 
 FORMAT = 1
 
@@ -198,6 +198,31 @@ class Plan(Frozen):
     def end_of(self, stage: Stage) -> int:
         """The first step that is no longer in that stage."""
         return round(stage.until * self.horizon_steps)
+
+    def work(self, first: int, last: int) -> float:
+        """What the steps from `first` to `last` take, in steps of the last stage: those with
+        smaller images take less."""
+        full_px = self.stages[-1].image_px
+        return sum(
+            step_cost(stage.image_px, full_px)
+            * max(0, min(last, self.end_of(stage)) - max(first, self.start_of(stage)))
+            for stage in self.stages
+        )
+
+    def steps_for(self, work: float, step: int) -> int:
+        """How many more steps a run may have that stands at `step` and has so much work left, when
+        its stages are parts of the run as it will be then."""
+        if len(self.stages) == 1:
+            return int(work)
+        fits, too_many = 0, max(1, self.longest_steps - step + 1)
+        while too_many - fits > 1:
+            steps = (fits + too_many) // 2
+            longer = self.model_copy(update={"horizon_steps": step + steps})
+            if longer.work(step, step + steps) <= work:
+                fits = steps
+            else:
+                too_many = steps
+        return fits
 
     def decisions(self) -> list[tuple[str, str, str]]:
         """(name, value, reason) of every decision, in the order they were taken."""

@@ -8,6 +8,7 @@ from typing import Self, final
 
 from vidi.config import Config
 from vidi.facts import Facts
+from vidi.plan import Plan
 from vidi.train.loop import Progress
 
 # Looked at every so many steps, and every so large a share of the run; of a run that was planned to
@@ -17,9 +18,11 @@ LOOK_EVERY_SHARE = 0.04
 LOOK_FIRST_SHARE = 0.1
 LOOK_FEWEST_STEPS = 3
 # Nothing is changed for less than this share of what is left: of time that is missing, and of time
-# to spare.
+# to spare, which is sure only when a part of the run has been seen.
 MISSING_TOLERANCE = 0.03
 SPARE_TOLERANCE = 0.08
+SURE_SPARE_TOLERANCE = 0.03
+SURE_SHARE = 0.3
 # The learning rate does not rise any more in the last part of a run.
 LAST_STRETCH = 0.7
 # Writing a report and whatever else has no measurement.
@@ -47,21 +50,20 @@ class Deadline:
         reserve_s = OVERHEAD_S + 2 * judged / forward
         return cls(started_at + config.train.minutes * 60 - reserve_s)
 
-    def steps_left(self, progress: Progress) -> int | None:
+    def steps_left(self, progress: Progress, plan: Plan) -> int | None:
         """How many more steps the time allows, when that is not what is planned; else None."""
-        planned = progress.last_step
+        step, planned = progress.step, progress.last_step
         few = max(LOOK_FEWEST_STEPS, int(LOOK_FIRST_SHARE * planned))
         every = max(min(LOOK_EVERY_STEPS, few), int(LOOK_EVERY_SHARE * planned))
-        if progress.step < self.looked_at_step + every or progress.remaining_s <= 0:
+        if step < self.looked_at_step + every or progress.remaining_s <= 0:
             return None
-        self.looked_at_step = progress.step
+        self.looked_at_step = step
         left_s = self.training_ends_at - time.monotonic()
         missing = progress.remaining_s > left_s * (1 + MISSING_TOLERANCE)
-        early = progress.step < LAST_STRETCH * progress.last_step
-        to_spare = (
-            self.may_lengthen and early and progress.remaining_s < left_s * (1 - SPARE_TOLERANCE)
-        )
+        early = step < LAST_STRETCH * planned
+        tolerance = SPARE_TOLERANCE if step < SURE_SHARE * planned else SURE_SPARE_TOLERANCE
+        to_spare = self.may_lengthen and early and progress.remaining_s < left_s * (1 - tolerance)
         if not missing and not to_spare:
             return None
-        steps = progress.last_step - progress.step
-        return max(1, int(steps * max(0.0, left_s) / progress.remaining_s))
+        share = max(0.0, left_s) / progress.remaining_s
+        return max(1, plan.steps_for(share * plan.work(step, planned), step))

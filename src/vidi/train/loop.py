@@ -556,9 +556,8 @@ class _Watch:
         self, phase: Literal["train", "validate", "save"], state: State, *notes: str
     ) -> Progress:
         plan = self._plan
-        steps = state.step - self._first_step
+        done = plan.work(self._first_step, state.step)
         elapsed_s = time.perf_counter() - self._started_at
-        per_step_s = elapsed_s / steps if steps else 0.0
         new = tuple(state.notes[self._notes_seen :])
         self._notes_seen = len(state.notes)
         return Progress(
@@ -571,7 +570,7 @@ class _Watch:
             learning_rate=state.optimizer.param_groups[0]["lr"],
             images_per_second=self.images_per_second,
             wait_fraction=self.wait_fraction,
-            remaining_s=per_step_s * (plan.last_step - state.step),
+            remaining_s=elapsed_s / done * plan.work(state.step, plan.last_step) if done else 0.0,
             validation=self.validation,
             best=state.best,
             notes=(*new, *notes),

@@ -349,15 +349,16 @@ def _watch(
             )
             return None
         if progress.phase == "train":
-            steps_left = None if deadline is None else deadline.steps_left(progress)
+            steps_left = None if deadline is None else deadline.steps_left(progress, plan)
             # The first process has the clock.
             steps_left = ranks.largest(steps_left or 0) or None
             if steps_left is not None:
                 other = retimed(plan, min(state.step + steps_left, plan.longest_steps))
                 if other.last_step != plan.last_step:
+                    why = "slower" if other.last_step < plan.last_step else "faster"
                     state.notes.append(
-                        f"not as fast as measured: the run ends at step {other.last_step} instead "
-                        f"of {plan.last_step}, to keep its time"
+                        f"{why} than planned: the run ends at step {other.last_step} instead of "
+                        f"{plan.last_step}, when its time does"
                     )
                     return other
     return None
