@@ -442,8 +442,13 @@ def test_views_are_averaged_beside_the_plain_number(
     assert plain != averaged
 
 
-def test_views_that_were_not_trained_are_refused(vidi: Vidi, digits_run: Path) -> None:
-    done = vidi("evaluate", digits_run, "--tta")
+def test_views_that_were_not_trained_are_refused(
+    vidi: Vidi, tmp_path: Path, picture_folder: Callable[..., Path]
+) -> None:
+    photos, out = picture_folder("photos", px=24, a=30, b=30), tmp_path / "run"
+    same = ("--set", "augment.crop=none", "--set", "augment.horizontal_flip=none")
+    assert vidi("train", photos, "--out", out, *QUICK, *same).status == 0
+    done = vidi("evaluate", out, "--tta")
     assert done.status == 2
     assert "no views to average" in done.err
 

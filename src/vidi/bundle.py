@@ -43,7 +43,7 @@ _KIND: Final = "vidi bundle"
 _LIMIT_BYTES: Final = 16 << 20
 
 # Which parts of an image are averaged; see `vidi.augment.views`.
-Views = Literal["plain", "flip", "five", "ten"]
+Views = Literal["plain", "flip", "shift", "shift_flip", "five", "ten"]
 Target = Literal["onnx", "torch", "onnx-int8"]
 TARGETS: Final[tuple[Target, ...]] = ("onnx", "torch", "onnx-int8")
 

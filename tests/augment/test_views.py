@@ -45,6 +45,22 @@ def test_five_and_ten_crops_are_torchvisions(make_batch: MakeBatch, v2: ModuleTy
         assert torch.equal(ours, theirs)
 
 
+def test_shifted_views_are_moved_by_a_pixel_with_their_edges_mirrored(
+    make_batch: MakeBatch,
+) -> None:
+    images = make_batch(2, 9).images
+    middle, down, up = views(images, "shift", 9)
+    assert torch.equal(middle, images)
+    assert torch.equal(down[:, :, 1:, 1:], images[:, :, :-1, :-1])
+    assert torch.equal(up[:, :, :-1, :-1], images[:, :, 1:, 1:])
+    around = torch.nn.functional.pad(images.float(), (1, 1, 1, 1), mode="reflect")
+    assert torch.equal(down.float(), around[:, :, :-2, :-2])
+    assert torch.equal(up.float(), around[:, :, 2:, 2:])
+    both = views(images, "shift_flip", 9)
+    assert len(both) == 6
+    assert torch.equal(both[4], down.flip(3))
+
+
 def test_views_that_would_not_differ_or_fit_are_refused(make_batch: MakeBatch) -> None:
     images = make_batch(1, 16).images
     with pytest.raises(UsageError, match="all five crops of 16 px are the same"):
@@ -62,6 +78,9 @@ def test_the_views_are_those_that_training_showed(
 ) -> None:
     settings = AugmentSettings(image_px=8, num_classes=3, horizontal_flip=flip)
     assert best_kind(settings, store_px) == kind
+    shifted = settings.model_copy(update={"crop": "pad", "crop_padding_px": 1})
+    more = {None: "shift", "flip": "shift_flip"}
+    assert best_kind(shifted, store_px) == more.get(kind, kind)
 
 
 def test_probabilities_are_averaged_and_not_logits() -> None:

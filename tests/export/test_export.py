@@ -161,7 +161,7 @@ def test_thresholds_of_validation_travel_with_the_bundle(shipped: Any) -> None:
         vidi.load(shipped.onnx, abstain_below=1.5)
 
 
-@pytest.mark.parametrize("kind", ["flip", "five", "ten"])
+@pytest.mark.parametrize("kind", ["flip", "shift", "shift_flip", "five", "ten"])
 def test_views_are_cut_without_torch_as_evaluation_cuts_them(kind: Any) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 11, 11, 3), dtype=np.uint8)
     ours = cut(pixels, kind, 8)
@@ -198,5 +198,4 @@ def test_a_bundle_looks_at_mirror_images_where_its_run_does(shipped: Any, tmp_pa
     heat = bundle.answers(pixels, heat=True).heat
     assert heat is not None
     assert np.allclose(heat, said.heat, atol=1e-4)
-    with pytest.raises(UsageError, match="no views to average, besides"):
-        vidi.load(run.path, tta=True)
+    assert vidi.load(run.path, tta=True).views == "shift", "mirror images it looks at by itself"

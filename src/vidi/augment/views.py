@@ -12,14 +12,16 @@ from vidi.augment import memory
 from vidi.augment_settings import AugmentSettings
 from vidi.errors import UsageError
 
-ViewKind: TypeAlias = Literal["plain", "flip", "five", "ten"]
+ViewKind: TypeAlias = Literal["plain", "flip", "shift", "shift_flip", "five", "ten"]
 
 
 def views(images: Tensor, kind: ViewKind, image_px: int) -> list[Tensor]:
     """Each (N, C, image_px, image_px), in the type of the images (N, C, H, W).
 
-    "plain": the middle. "flip": the middle and its mirror image. "five": the middle and the four
-    corners. "ten": those and their mirror images (Krizhevsky et al. 2012).
+    "plain": the middle. "flip": the middle and its mirror image. "shift": the middle, and that
+    moved by a pixel down and to the right, and up and to the left, the edges mirrored outwards
+    (Jordan 2024). "five": the middle and the four corners. "shift_flip", "ten": those of "shift" or
+    "five" and their mirror images (Krizhevsky et al. 2012).
 
     Raises:
         UsageError: the images are smaller than image_px, or so little larger that corners would
@@ -46,9 +48,20 @@ def views(images: Tensor, kind: ViewKind, image_px: int) -> list[Tensor]:
         )
         for top, left in places
     ]
-    if kind in ("flip", "ten"):
+    if kind in ("shift", "shift_flip"):
+        cut += [_moved(cut[0], by) for by in (1, -1)]
+    if kind in ("flip", "shift_flip", "ten"):
         cut += [view.flip(3) for view in cut]
     return cut
+
+
+def _moved(images: Tensor, by: int) -> Tensor:
+    """By a pixel down and to the right, or up and to the left for -1; the edges are mirrored."""
+    for axis in (2, 3):
+        last = images.shape[axis] - 1
+        order = torch.arange(-by, last + 1 - by, device=images.device).abs()
+        images = images.index_select(axis, last - (last - order).abs())
+    return images
 
 
 def best_kind(
@@ -56,12 +69,15 @@ def best_kind(
 ) -> ViewKind | None:
     """The most views that show the model nothing it was not trained on; None where there are none.
 
-    Mirror images where training mirrored, corners where images are stored larger than they are
-    seen. A `mirrored` model looks at mirror images by itself.
+    Mirror images where training mirrored; corners where images are stored larger than they are
+    seen, else a shift by a pixel where training shifted. A `mirrored` model looks at mirror images
+    by itself.
     """
     flipped = settings.horizontal_flip != "none" and not mirrored
     if store_px > settings.image_px:
         return "ten" if flipped else "five"
+    if settings.crop == "pad" and settings.crop_padding_px:
+        return "shift_flip" if flipped else "shift"
     return "flip" if flipped else None
 
 

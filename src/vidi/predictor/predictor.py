@@ -221,7 +221,10 @@ def cut(pixels: NDArray[np.uint8], kind: Views, image_px: int) -> list[NDArray[n
         down, across = pixels.shape[1] - image_px, pixels.shape[2] - image_px
         for top, left in ((0, 0), (0, across), (down, 0), (down, across)):
             found.append(pixels[:, top : top + image_px, left : left + image_px])
-    if kind in ("flip", "ten"):
+    if kind in ("shift", "shift_flip"):
+        padded = np.pad(middle, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+        found += [padded[:, :-2, :-2], padded[:, 2:, 2:]]
+    if kind in ("flip", "shift_flip", "ten"):
         found += [view[:, :, ::-1] for view in found]
     return found
 
