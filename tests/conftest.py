@@ -74,7 +74,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
             path = root / "photos" / label / f"{index:03}.jpg"
             Image.fromarray(pixels).save(path, quality=95)
     settings = {"train.epochs": 10, "model.name": "small_cnn", "machine.threads": 1}
-    # Their mirror images are for the tests of --tta.
-    settings["model.mirrored"] = False
+    # Other views than the image are for the tests of --tta.
+    settings["model.views"] = "plain"
     run = vidi.train(root / "photos", settings=settings, out=root / "run")
     return Shipped(root / "photos", run.path, vidi.export(run).path)

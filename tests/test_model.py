@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vidi import model
+from vidi.augment import views
+from vidi.augment_settings import WholeViews
 from vidi.errors import ConfigError, UsageError
 from vidi.model import Classifier
 from vidi.testing import check_model
@@ -124,19 +126,21 @@ def test_features_are_what_the_head_sees(name: Any) -> None:
         torch.testing.assert_close(classifier.head(features), classifier(pixels()))
 
 
-def test_a_mirrored_classifier_says_the_same_of_an_image_and_its_mirror_image() -> None:
-    classifier = build().eval()
-    once, mirror = classifier(pixels()), classifier(pixels().flip(3))
-    features = classifier.features(pixels())
-    classifier.mirrored = True
-    torch.testing.assert_close(classifier(pixels()), (once + mirror) / 2)
-    torch.testing.assert_close(classifier(pixels()), classifier(pixels().flip(3)))
-    assert torch.equal(classifier.features(pixels()), features)
-    torch.testing.assert_close(model.fused(classifier)(pixels()), classifier(pixels()))
+@pytest.mark.parametrize("kind", ["flip", "shift", "shift_flip"])
+def test_a_classifier_says_the_mean_over_its_views(kind: WholeViews) -> None:
+    classifier, images = build().eval(), pixels()
+    features = classifier.features(images)
+    each = [classifier(view) for view in views(images, kind, images.shape[2])]
+    classifier.views = kind
+    torch.testing.assert_close(classifier(images), sum(each) / len(each))
+    if kind == "flip":
+        torch.testing.assert_close(classifier(images), classifier(images.flip(3)))
+    assert torch.equal(classifier.features(images), features)
+    torch.testing.assert_close(model.fused(classifier)(images), classifier(images))
     # Training looks once.
-    seen = copy.deepcopy(classifier).train()(pixels())
-    classifier.mirrored = False
-    torch.testing.assert_close(classifier.train()(pixels()), seen)
+    seen = copy.deepcopy(classifier).train()(images)
+    classifier.views = "plain"
+    torch.testing.assert_close(classifier.train()(images), seen)
 
 
 def test_a_network_without_a_linear_head_has_no_features() -> None:

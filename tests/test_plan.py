@@ -286,17 +286,27 @@ def test_images_are_mirrored_where_that_keeps_their_meaning(
         assert plan.reasons["augment.horizontal_flip"]
 
 
-def test_only_a_small_network_that_saw_mirror_images_looks_at_them_by_itself() -> None:
-    flipped = asked(augment__horizontal_flip="random")
-    assert plan_for(flipped).model.mirrored
-    assert not plan_for(asked(augment__horizontal_flip="none")).model.mirrored
-    assert not plan_for(
-        asked(augment__horizontal_flip="random", model__name="resnet18")
-    ).model.mirrored
-    assert not plan_for(flipped, **PHOTOS).model.mirrored
-    plan = plan_for(flipped.with_settings({"model.mirrored": False}))
-    assert not plan.model.mirrored
-    assert plan.reasons["model.mirrored"] == "asked for"
+@pytest.mark.parametrize(
+    ("flip", "crop", "views"),
+    [
+        ("random", "pad", "shift_flip"),
+        ("random", "none", "flip"),
+        ("none", "pad", "shift"),
+        ("none", "none", "plain"),
+    ],
+)
+def test_only_a_small_network_looks_by_itself_at_what_training_showed(
+    flip: str, crop: str, views: str
+) -> None:
+    settings = asked(augment__horizontal_flip=flip, augment__crop=crop)
+    plan = plan_for(settings)
+    assert plan.model.views == views
+    assert plan.reasons["model.views"]
+    assert plan_for(settings.with_settings({"model.name": "resnet18"})).model.views == "plain"
+    assert plan_for(settings, **PHOTOS).model.views == "plain"
+    plan = plan_for(settings.with_settings({"model.views": "flip"}))
+    assert plan.model.views == "flip"
+    assert plan.reasons["model.views"] == "asked for"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ from vidi.facts import Frozen
 Crop = Literal["none", "pad", "resized"]
 Flip = Literal["none", "random", "alternating"]
 Policy = Literal["none", "light", "medium", "strong"]
+# Several views of one image, see augment/views.py: those as large as the image, and all.
+WholeViews = Literal["plain", "flip", "shift", "shift_flip"]
+ViewKind = Literal["plain", "flip", "shift", "shift_flip", "five", "ten"]
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 # Low and high end of a range.
@@ -45,6 +48,11 @@ class AugmentSettings(Frozen):
     mixup_alpha: Annotated[float, Field(ge=0.0)] = 0.0
     cutmix_alpha: Annotated[float, Field(ge=0.0)] = 0.0
     erase_probability: Probability = 0.0
+
+    @property
+    def shifts(self) -> bool:
+        """Whether training shows images moved by a few pixels."""
+        return self.crop == "pad" and self.crop_padding_px > 0
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> Self:

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from vidi import storage
+from vidi.augment_settings import ViewKind
 from vidi.errors import DamagedError, UsageError
 from vidi.facts import Frozen
 from vidi.image import PixelContract
@@ -31,7 +32,6 @@ __all__ = [
     "Parity",
     "Quantised",
     "Target",
-    "Views",
     "check_graph",
     "is_bundle",
 ]
@@ -42,8 +42,6 @@ _KIND: Final = "vidi bundle"
 # A model of a thousand classes has 100 kB of names; nobody has a megabyte.
 _LIMIT_BYTES: Final = 16 << 20
 
-# Which parts of an image are averaged; see `vidi.augment.views`.
-Views = Literal["plain", "flip", "shift", "shift_flip", "five", "ten"]
 Target = Literal["onnx", "torch", "onnx-int8"]
 TARGETS: Final[tuple[Target, ...]] = ("onnx", "torch", "onnx-int8")
 
@@ -111,7 +109,7 @@ class Description(Frozen):
     outputs: tuple[str, ...]
     num_features: int
     # What averaging may look at besides the middle: what training showed the model.
-    views: Views
+    views: ViewKind
     data_fingerprint: str
     dataset: str
     model: str

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from vidi.augment_settings import WholeViews
 from vidi.errors import ConfigError, nearest
 from vidi.facts import Frozen, Precision, Sharding
 
@@ -89,8 +90,10 @@ class ModelConfig(Frozen):
     weights: str | None = Field(None, description='"imagenet", "none", or a file of weights')
     dropout: Fraction | None = None
     stochastic_depth: Fraction | None = None
-    mirrored: bool | None = Field(
-        None, description="answers are the mean over an image and its mirror image"
+    views: WholeViews | None = Field(
+        None,
+        description="answers are the mean over an image and: flip, its mirror image; shift, the "
+        "image moved by a pixel",
     )
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidi import memory
-from vidi.augment import ViewKind, average_probabilities, views
+from vidi.augment import average_probabilities, views
+from vidi.augment_settings import ViewKind
 from vidi.data import Loader
 from vidi.facts import Precision
 from vidi.memory import Limit

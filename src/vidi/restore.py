@@ -89,7 +89,7 @@ def _built(plan: Plan, own: Callable[..., nn.Module] | None) -> Classifier:
     )
     if plan.model.freeze_batch_norm:
         model.freeze_batch_norm(classifier)
-    classifier.mirrored = plan.model.mirrored
+    classifier.views = plan.model.views
     if plan.execution.recompute:
         model.checkpoint_activations(classifier)
     return classifier

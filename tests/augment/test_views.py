@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vidi.augment import average_probabilities, best_kind, views
-from vidi.augment_settings import AugmentSettings, Flip
+from vidi.augment_settings import AugmentSettings, Flip, ViewKind
 from vidi.batch import Batch
 from vidi.errors import UsageError
 
@@ -81,6 +81,11 @@ def test_the_views_are_those_that_training_showed(
     shifted = settings.model_copy(update={"crop": "pad", "crop_padding_px": 1})
     more = {None: "shift", "flip": "shift_flip"}
     assert best_kind(shifted, store_px) == more.get(kind, kind)
+    fewer: dict[ViewKind | None, ViewKind | None] = {"flip": None, "ten": "five"}
+    assert best_kind(settings, store_px, own="flip") == fewer.get(kind, kind)
+    if store_px == 8:
+        assert best_kind(shifted, store_px, own="shift") == kind
+        assert best_kind(shifted, store_px, own="shift_flip") is None
 
 
 def test_probabilities_are_averaged_and_not_logits() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -181,9 +182,9 @@ def test_averaged_views_of_a_bundle_are_those_of_the_run(shipped: Any) -> None:
     assert not np.allclose(averaged, plain, atol=1e-5)
 
 
-def test_a_bundle_looks_at_mirror_images_where_its_run_does(shipped: Any, tmp_path: Path) -> None:
+def test_a_bundle_looks_at_other_views_where_its_run_does(shipped: Any, tmp_path: Path) -> None:
     settings = {
-        "train.epochs": 2, "model.name": "small_cnn", "machine.threads": 1, "model.mirrored": True,
+        "train.epochs": 2, "model.name": "small_cnn", "machine.threads": 1,
         "augment.horizontal_flip": "random",
     }  # fmt: skip
     run = vidi.train(shipped.photos, settings=settings, out=tmp_path / "run")
@@ -198,4 +199,9 @@ def test_a_bundle_looks_at_mirror_images_where_its_run_does(shipped: Any, tmp_pa
     heat = bundle.answers(pixels, heat=True).heat
     assert heat is not None
     assert np.allclose(heat, said.heat, atol=1e-4)
-    assert vidi.load(run.path, tta=True).views == "shift", "mirror images it looks at by itself"
+    assert json.loads(run.text("plan"))["model"]["views"] == "shift_flip"
+    with pytest.raises(UsageError, match="no views to average, besides those"):
+        vidi.load(run.path, tta=True)
+    settings["model.views"] = "flip"
+    run = vidi.train(shipped.photos, settings=settings, out=tmp_path / "mirrored")
+    assert vidi.load(run.path, tta=True).views == "shift"

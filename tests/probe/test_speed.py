@@ -312,10 +312,12 @@ def test_what_is_kept_is_named_by_machine_model_and_shape() -> None:
     )  # fmt: skip
     model = ModelFacts(name="mlp", parameters=9, multiply_adds=9)
 
-    def key(batch_size: int = 16, **changes: object) -> str:
+    def key(batch_size: int = 16, views: str = "plain", **changes: object) -> str:
         facts = Facts(dataset=dataset, machine=machine(**changes), model=model)
-        plan = make(Config().with_settings({"train.batch_size": batch_size}), facts)
+        settings = {"train.batch_size": batch_size, "model.views": views}
+        plan = make(Config().with_settings(settings), facts)
         return probe.key_of(facts.machine, model, plan, OPTIONS)
 
     assert key() == key()
-    assert len({key(), key(32), key(torch="2.14"), key(processor="q")}) == 4
+    others = key(32), key(views="flip"), key(torch="2.14"), key(processor="q")
+    assert len({key(), *others}) == 5

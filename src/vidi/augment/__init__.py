@@ -39,7 +39,7 @@ from vidi.augment.policy import (
 from vidi.augment.random import ImageRandom, partners
 from vidi.augment.sheet import contact_sheet
 from vidi.augment.transform import Transform, compose
-from vidi.augment.views import ViewKind, average_probabilities, best_kind, views
+from vidi.augment.views import average_probabilities, best_kind, views, whole_views
 from vidi.augment.warp import affine, perspective, rotation
 
 __all__ = [
@@ -84,4 +84,5 @@ __all__ = [
     "trivial_augment",
     "vertical_flip",
     "views",
+    "whole_views",
 ]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from vidi.augment import memory
-from vidi.augment_settings import AugmentSettings
+from vidi.augment_settings import AugmentSettings, ViewKind, WholeViews
 from vidi.errors import UsageError
-
-ViewKind: TypeAlias = Literal["plain", "flip", "shift", "shift_flip", "five", "ten"]
 
 
 def views(images: Tensor, kind: ViewKind, image_px: int) -> list[Tensor]:
@@ -42,17 +39,29 @@ def views(images: Tensor, kind: ViewKind, image_px: int) -> list[Tensor]:
     places = [(down // 2, across // 2)]
     if kind in ("five", "ten"):
         places += [(0, 0), (0, across), (down, 0), (down, across)]
-    cut = [
+    parts = [
         images[:, :, top : top + image_px, left : left + image_px].contiguous(
             memory_format=memory.layout(images)
         )
         for top, left in places
     ]
+    match kind:
+        case "five":
+            return parts
+        case "ten":
+            return parts + [view.flip(3) for view in parts]
+        case _:
+            return whole_views(parts[0], kind)
+
+
+def whole_views(images: Tensor, kind: WholeViews) -> list[Tensor]:
+    """As `views`, of images (N, C, H, W) of any shape and nothing cut off; the first are they."""
+    found = [images]
     if kind in ("shift", "shift_flip"):
-        cut += [_moved(cut[0], by) for by in (1, -1)]
-    if kind in ("flip", "shift_flip", "ten"):
-        cut += [view.flip(3) for view in cut]
-    return cut
+        found += [_moved(images, by) for by in (1, -1)]
+    if kind in ("flip", "shift_flip"):
+        found += [view.flip(3) for view in found]
+    return found
 
 
 def _moved(images: Tensor, by: int) -> Tensor:
@@ -65,18 +74,18 @@ def _moved(images: Tensor, by: int) -> Tensor:
 
 
 def best_kind(
-    settings: AugmentSettings, store_px: int, *, mirrored: bool = False
+    settings: AugmentSettings, store_px: int, *, own: WholeViews = "plain"
 ) -> ViewKind | None:
     """The most views that show the model nothing it was not trained on; None where there are none.
 
     Mirror images where training mirrored; corners where images are stored larger than they are
-    seen, else a shift by a pixel where training shifted. A `mirrored` model looks at mirror images
-    by itself.
+    seen, else a shift by a pixel where training shifted. The model looks at its `own` views by
+    itself.
     """
-    flipped = settings.horizontal_flip != "none" and not mirrored
+    flipped = settings.horizontal_flip != "none" and own not in ("flip", "shift_flip")
     if store_px > settings.image_px:
         return "ten" if flipped else "five"
-    if settings.crop == "pad" and settings.crop_padding_px:
+    if settings.shifts and own not in ("shift", "shift_flip"):
         return "shift_flip" if flipped else "shift"
     return "flip" if flipped else None
 

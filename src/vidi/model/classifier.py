@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vidi.augment import whole_views
+from vidi.augment_settings import WholeViews
 from vidi.errors import UsageError
 from vidi.weights import Fit
 
@@ -48,8 +50,8 @@ class Classifier(nn.Module):
         self.channels = len(mean)
         self.fit: Fit | None = None
         self.batch_norm_frozen = False
-        # In evaluation the logits are the mean of those of the image and of its mirror image.
-        self.mirrored = False
+        # In evaluation the logits are the mean of those of the image and of its other views.
+        self.views: WholeViews = "plain"
         mean_, std_ = torch.tensor(mean), torch.tensor(std)
         self.register_buffer("scale", (1.0 / (255.0 * std_)).view(1, -1, 1, 1))
         self.register_buffer("shift", (-mean_ / std_).view(1, -1, 1, 1))
@@ -86,12 +88,15 @@ class Classifier(nn.Module):
 
     def all_views(self, images: Tensor, logits: Tensor) -> Tensor:
         """What `forward` says, from what `one_view` said of the same images."""
-        if self.mirrored and not self.training:
-            return (logits + self.one_view(images.flip(3))) / 2
-        return logits
+        if self.views == "plain" or self.training:
+            return logits
+        _, *others = whole_views(images, self.views)
+        for view in others:
+            logits = logits + self.one_view(view)
+        return logits / (1 + len(others))
 
     def one_view(self, images: Tensor) -> Tensor:
-        """As `forward`, of the images alone and never of their mirror images."""
+        """As `forward`, of the images alone and never of other views of them."""
         logits: Tensor = self.network(self.normalise(images))
         return logits
 

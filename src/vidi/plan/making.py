@@ -19,7 +19,7 @@ from vidi.plan.execution import (
 from vidi.plan.feeding import decide_sampling
 from vidi.plan.length import evaluate_every_rule, evaluation_share, horizon_rule
 from vidi.plan.loss import decide_loss
-from vidi.plan.network import choose_model, mirrored_rule, weights_rule
+from vidi.plan.network import choose_model, views_rule, weights_rule
 from vidi.plan.optimizing import (
     batch_size_rule,
     decide_average,
@@ -107,7 +107,7 @@ def make(config: Config, facts: Facts) -> Plan:
     evaluate_every = decided.take(
         "evaluate_every_steps",
         None,
-        evaluate_every_rule(horizon, steps_per_epoch, evaluation_share(config, facts)),
+        evaluate_every_rule(horizon, steps_per_epoch, evaluation_share(facts)),
     )
     patience = None
     if train.patience_epochs is not None:
@@ -122,18 +122,14 @@ def make(config: Config, facts: Facts) -> Plan:
     augment = decide_augmentation(
         config, dataset, pixels, decided, model_name=model.name, pretrained=pretrained
     )
-    mirrored = decided.take(
-        "model.mirrored",
-        config.model.mirrored,
-        mirrored_rule(model.name, augment.horizontal_flip),
-    )
+    looks = decided.take("model.views", config.model.views, views_rule(model.name, augment))
     loss = decide_loss(config, dataset, decided, sampling)
     average = decide_average(config, decided, horizon)
 
     plan = Plan(
         seed=train.seed,
         pixels=pixels,
-        model=model.model_copy(update={"mirrored": mirrored}),
+        model=model.model_copy(update={"views": looks}),
         augment=augment,
         optimizer=optimizer,
         schedule=schedule,

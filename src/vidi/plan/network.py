@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from vidi.augment_settings import AugmentSettings, WholeViews
 from vidi.config import Config
 from vidi.facts import Facts
 
@@ -86,13 +87,20 @@ def _multiply_adds(width: int, image_px: int, num_images: int) -> float:
     return total * num_images
 
 
-def mirrored_rule(name: str, horizontal_flip: str) -> tuple[bool, str]:
-    """Whether answers are the mean over an image and its mirror image; docs/measurements.md."""
-    if horizontal_flip == "none":
-        return False, "mirror images are not trained on"
+def views_rule(name: str, augment: AugmentSettings) -> tuple[WholeViews, str]:
+    """Which views of an image the answer is the mean over; docs/measurements.md."""
     if name not in SMALL_NETWORKS:
-        return False, "an image is looked at once; --tta looks at its mirror image, too"
-    return True, "a second look is cheap for a small network, and finds a tenth of its errors"
+        return "plain", "an image is looked at once; --tta looks at other views of it, too"
+    flipped, shifted = augment.horizontal_flip != "none", augment.shifts
+    match flipped, shifted:
+        case True, True:
+            return "shift_flip", "six looks are cheap for a small network, and find 1 in 8 errors"
+        case True, False:
+            return "flip", "a second look is cheap for a small network, and finds 1 in 10 errors"
+        case False, True:
+            return "shift", "three looks are cheap for a small network"
+        case _:
+            return "plain", "training shows nothing but the image itself"
 
 
 # Pretrained weights that come with vidi's own dependencies.

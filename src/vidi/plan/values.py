@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from vidi.augment_settings import AugmentSettings
+from vidi.augment_settings import AugmentSettings, WholeViews
 from vidi.errors import DamagedError
 from vidi.facts import Frozen, Precision, Sharding, Where
 from vidi.image import PixelContract
@@ -29,8 +29,8 @@ class ModelPlan(Frozen):
     stochastic_depth: float | None
     # Batch-norm statistics stay those of the pretrained weights while fine-tuning.
     freeze_batch_norm: bool
-    # In evaluation the network sees each image and its mirror image, and says the mean.
-    mirrored: bool = False
+    # In evaluation the network sees these of each image, and says the mean.
+    views: WholeViews = "plain"
 
 
 class OptimizerPlan(Frozen):

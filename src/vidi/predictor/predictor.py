@@ -13,7 +13,8 @@ from typing import Final, Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
-from vidi.bundle import OperatingPoint, Views
+from vidi.augment_settings import ViewKind
+from vidi.bundle import OperatingPoint
 from vidi.errors import UnreadableImage, UsageError
 from vidi.image import PixelContract, Pixels, Resize, center_crop, prepare, prepare_array, resize
 
@@ -92,8 +93,8 @@ class Predictor:
     notes: tuple[str, ...] = ()
     resize: Resize = resize
     # The views that are averaged, and those that may be.
-    views: Views = "plain"
-    best_views: Views = "plain"
+    views: ViewKind = "plain"
+    best_views: ViewKind = "plain"
     # Numbers of an embedding; 0 where the network gives none.
     num_features: int = 0
 
@@ -213,7 +214,7 @@ _ASK_OTHERWISE: Final = {
 }
 
 
-def cut(pixels: NDArray[np.uint8], kind: Views, image_px: int) -> list[NDArray[np.uint8]]:
+def cut(pixels: NDArray[np.uint8], kind: ViewKind, image_px: int) -> list[NDArray[np.uint8]]:
     """Views of (N, H, W, C), each (N, image_px, image_px, C): as `vidi.augment.views`, no torch."""
     middle = center_crop(pixels, image_px)
     found = [middle]

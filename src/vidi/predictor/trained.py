@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vidi.augment import ViewKind, best_kind
+from vidi.augment import best_kind
+from vidi.augment_settings import ViewKind
 from vidi.bundle import OperatingPoint
 from vidi.data.resample import fast_resize
 from vidi.errors import DamagedError, UsageError
@@ -204,7 +205,7 @@ def restored(
 def best_views(plan: Plan) -> ViewKind | None:
     """The most views that a model of this plan was trained for, besides those that it looks at by
     itself."""
-    return best_kind(plan.augment, plan.pixels.store_px, mirrored=plan.model.mirrored)
+    return best_kind(plan.augment, plan.pixels.store_px, own=plan.model.views)
 
 
 def view_kind(plan: Plan) -> ViewKind:

@@ -30,6 +30,7 @@ def key_of(machine: Machine, model: ModelFacts, plan: Plan, options: Space) -> s
         "image_px": plan.stages[-1].image_px,
         "channels": plan.pixels.channels,
         "num_classes": plan.model.num_classes,
+        "views": plan.model.views,
         "batch_size": plan.local_batch_size,
         "optimizer": plan.optimizer.name,
         "loss": plan.loss.name,

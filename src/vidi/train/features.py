@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidi import image
-from vidi.augment import ViewKind, views
+from vidi.augment import views
+from vidi.augment_settings import ViewKind
 from vidi.data import Dataset, Indices, PixelStore, replace_file
 from vidi.errors import StorageError
 from vidi.export.graph import folded

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from vidi.augment import ViewKind
+from vidi.augment_settings import ViewKind
 from vidi.data import Dataset, PixelStore
 from vidi.evaluate import predict
 from vidi.facts import Split

@@ -43,7 +43,7 @@ def pinned(plan: Plan) -> dict[str, Any]:
     return {
         "model.name": plan.model.name,
         "model.weights": plan.model.weights,
-        "model.mirrored": plan.model.mirrored,
+        "model.views": plan.model.views,
         "machine.precision": plan.execution.precision,
         "machine.channels_last": plan.execution.channels_last,
         "machine.compile": plan.execution.compile,
