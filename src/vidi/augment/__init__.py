@@ -51,7 +51,6 @@ __all__ = [
     "Change",
     "ImageRandom",
     "Transform",
-    "ViewKind",
     "affine",
     "alternating_flip",
     "augmix",

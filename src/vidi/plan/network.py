@@ -94,9 +94,9 @@ def views_rule(name: str, augment: AugmentSettings) -> tuple[WholeViews, str]:
     flipped, shifted = augment.horizontal_flip != "none", augment.shifts
     match flipped, shifted:
         case True, True:
-            return "shift_flip", "six looks are cheap for a small network, and find 1 in 8 errors"
+            return "shift_flip", "six looks are cheap for a small network, and avoid 1 error in 10"
         case True, False:
-            return "flip", "a second look is cheap for a small network, and finds 1 in 10 errors"
+            return "flip", "a second look is cheap for a small network, and avoids 1 error in 15"
         case False, True:
             return "shift", "three looks are cheap for a small network"
         case _:
