@@ -667,9 +667,10 @@ def test_a_run_is_cut_or_stretched_to_the_work_that_fits(step: int, share: float
     assert plan.work(0, 1_000) == pytest.approx(plan.work(0, step) + plan.work(step, 1_000))
 
 
-def test_validation_that_would_take_much_of_the_time_is_more_seldom() -> None:
+@pytest.mark.parametrize("length", [{"train__minutes": 20}, {"train__epochs": 20}])
+def test_validation_that_would_take_much_of_the_time_is_more_seldom(length: dict[str, int]) -> None:
     for forward, epochs in ((100_000.0, 1), (1_500.0, 2), (500.0, 4)):
-        plan = plan_for(asked(train__minutes=20), measured=judging(forward))
+        plan = plan_for(asked(**length), measured=judging(forward))
         assert plan.evaluate_every_steps == epochs * plan.steps_per_epoch
     assert "of the time of an epoch" in plan.reasons["evaluate_every_steps"]
 

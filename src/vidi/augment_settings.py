@@ -13,7 +13,7 @@ Flip = Literal["none", "random", "alternating"]
 Policy = Literal["none", "light", "medium", "strong"]
 # Several views of one image, see augment/views.py: those as large as the image, and all.
 WholeViews = Literal["plain", "flip", "shift", "shift_flip"]
-ViewKind = Literal["plain", "flip", "shift", "shift_flip", "five", "ten"]
+ViewKind = Literal[WholeViews, "five", "ten"]
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 # Low and high end of a range.

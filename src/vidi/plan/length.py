@@ -31,7 +31,7 @@ def horizon_rule(
         budget_s = config.train.minutes * 60
         epochs = affordable_epochs(budget_s, facts, sides)
         why = f"{epochs:.1f} epochs fit into {budget_s:,.0f} s"
-        why += f" at {_images_per_second(facts.measured):,.0f} images/s"
+        why += f" at {_images_per_second(facts.measured)[0]:,.0f} images/s"
         return max(1, math.floor(min(epochs, longest) * steps_per_epoch)), why
     # About 1,500 updates for a small data set, 15 looks at each image for a large one.
     epochs = 5 if pretrained else min(60, max(15, math.ceil(1_500 / steps_per_epoch)))
@@ -72,9 +72,8 @@ def affordable_epochs(budget_s: float, facts: Facts, sides: Sequence[int]) -> fl
     """
     measured, dataset = facts.measured, facts.dataset
     assert measured is not None
-    best = _images_per_second(measured)
-    forward = measured.evaluation_images_per_second or 3 * best
-    training_s = dataset.num_images("train") / best
+    training, forward = _images_per_second(measured)
+    training_s = dataset.num_images("train") / training
     training_s *= sum(step_cost(side, sides[-1]) for side in sides) / len(sides)
     # Validation after every epoch, or more seldom when it would take more than its share.
     evaluation_s = min(dataset.num_images("validation") / forward, _EVALUATION_SHARE * training_s)
@@ -83,11 +82,12 @@ def affordable_epochs(budget_s: float, facts: Facts, sides: Sequence[int]) -> fl
     return max(0.0, left_s) / (training_s + evaluation_s)
 
 
-def _images_per_second(measured: Measurements) -> float:
-    """Of training, at the size that was measured."""
-    return max(
+def _images_per_second(measured: Measurements) -> tuple[float, float]:
+    """Of training, at the size that was measured, and of evaluation."""
+    training = max(
         (step.images_per_second for step in measured.steps if not step.rejected), default=1.0
     )
+    return training, measured.evaluation_images_per_second or 3 * training
 
 
 # Share of the training time that may go into validating along the way.
@@ -99,9 +99,9 @@ def evaluation_share(facts: Facts) -> float:
     measured = facts.measured
     if measured is None:
         return 0.0
-    rate, images = _images_per_second(measured), facts.dataset.num_images
-    forward = measured.evaluation_images_per_second or 3 * rate
-    return images("validation") / forward / (images("train") / rate)
+    training, forward = _images_per_second(measured)
+    images = facts.dataset.num_images
+    return images("validation") / forward / (images("train") / training)
 
 
 def evaluate_every_rule(horizon: int, steps_per_epoch: int, share: float = 0.0) -> tuple[int, str]:
