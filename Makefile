@@ -49,7 +49,7 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/loop.py digits
 
 # torch comes first and alone: a range would let another package pull a build of several gigabytes.
-$(VENV)/core: pyproject.toml constraints.txt hatch_build.py src/vidi/image/resize.c
+$(VENV)/core: pyproject.toml constraints.txt hatch_build.py src/vidi/image/resize.c src/vidi/winograd/winograd.c
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) -e .

@@ -88,6 +88,7 @@ def test_small_images_are_trained_from_scratch_at_their_own_size() -> None:
         (20, 28, 60_000, {}, "small_cnn_x2"),
         (10, 32, 50_000, {}, "small_cnn"),
         (60, 32, 50_000, {}, "small_cnn_x3"),
+        (60, 32, 50_000, {"winograd": True}, "small_cnn_x4"),
         (60, 32, 50_000, {"cpu_bfloat16": False}, "small_cnn_x2"),
         (60, 8, 1_500, {}, "small_cnn"),
         (1, 32, 50_000, {"accelerators": (CARD,)}, "small_cnn_x3"),
@@ -512,6 +513,7 @@ CONTRADICTIONS: dict[str, tuple[dict[str, object], str]] = {
         {"train__optimizer": "adamw_schedule_free", "train__ema_decay": 0.99},
         "averages the weights itself",
     ),
+    "convolutions that are not there": ({"machine__winograd": True}, "no such code"),
     "tf32 on a processor": ({"machine__precision": "tf32"}, "NVIDIA"),
 }
 
@@ -552,6 +554,36 @@ def test_graphs_and_the_place_of_augmentation_are_taken_as_measured() -> None:
     assert (other.augment_on, other.fused, other.compile) == ("host", False, False)
     asked_for = plan_for(asked(machine__cuda_graphs=True, data__store="disk"), **photos).execution
     assert asked_for.compile
+
+
+def test_minimal_filtering_is_taken_as_measured() -> None:
+    torchs = timing(500.0, precision="bfloat16")
+    own = timing(900.0, precision="bfloat16", winograd=True)
+    measured = Measurements(steps=(torchs, own))
+    chosen = plan_for(measured=measured)
+    assert chosen.execution.winograd
+    assert "measured fastest of 2 ways: 900" in chosen.reasons["execution.winograd"]
+    slower = own.model_copy(update={"images_per_second": 450.0})
+    for without in (
+        plan_for(),
+        plan_for(measured=Measurements(steps=(torchs, slower))),
+        plan_for(asked(machine__winograd=False), measured=measured),
+        plan_for(machine=machine(accelerators=(CARD,)), measured=measured),
+    ):
+        assert not without.execution.winograd
+    able = machine(winograd=True)
+    assert plan_for(asked(machine__winograd=True), machine=able).execution.winograd
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("precision", "float32"), ("compile", True), ("recompute", True), ("sharding", "full")],
+)
+def test_minimal_filtering_and_what_it_does_not_go_with(setting: str, value: object) -> None:
+    config = Config().with_settings({"machine.winograd": True, f"machine.{setting}": value})
+    able = machine(winograd=True, compiler=True, processes=2 if setting == "sharding" else 1)
+    with pytest.raises(ConfigError, match=f"does not go with machine.{setting}"):
+        plan_for(config, machine=able)
 
 
 @pytest.mark.parametrize("name", ["sgd_schedule_free", "adamw_schedule_free"])

@@ -36,7 +36,7 @@ ROWS = (
         "data_source",
     ),
     ("plan", "label_errors", "space"),
-    ("run", "zoo", "batch", "bundle", "finite", "shards", "energy", "download"),
+    ("run", "zoo", "batch", "bundle", "finite", "shards", "energy", "download", "winograd"),
     ("weights", "loss", "comparing", "study", "augment"),
     ("data", "model", "optim", "step", "memory", "import_weights", "effects"),
     ("probe", "restore", "own_data"),

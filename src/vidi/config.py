@@ -214,6 +214,11 @@ class MachineConfig(Frozen):
         None, description="whether ways of computing a step are timed first; once, if left open"
     )
     compile: bool | None = Field(None, description="torch.compile the model")
+    winograd: bool | None = Field(
+        None,
+        description="3 x 3 convolutions with a quarter of the multiplications, in bfloat16 on "
+        "processors that have AVX-512 for it",
+    )
     cuda_graphs: bool | None = Field(
         None, description="record the compiled step once and play it as a whole; NVIDIA only"
     )

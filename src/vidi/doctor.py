@@ -81,6 +81,10 @@ def _processor(this: Machine) -> list[Finding]:
         found.append(
             Finding(state="good", what="images are resized by vidi's own vector instructions")
         )
+    if this.winograd:
+        found.append(
+            Finding(state="good", what="3 x 3 convolutions are trained by vidi's own instructions")
+        )
     if keep_memory():
         found.append(
             Finding(state="good", what="glibc: vidi keeps freed memory, which speeds up training")

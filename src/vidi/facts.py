@@ -90,6 +90,8 @@ class Machine(Frozen):
     torch: str
     # torch.compile finds what it needs to build code for a processor.
     compiler: bool = False
+    # 3 x 3 convolutions can be computed by `vidi.winograd`.
+    winograd: bool = False
     # Processes that train together, and how many of them are on this machine.
     processes: int = 1
     local_processes: int = 1
@@ -135,6 +137,8 @@ class StepTiming(Frozen):
     cuda_graphs: bool = False
     # Where images are augmented; on a processor both are the same.
     augment_on: Where = "device"
+    # 3 x 3 convolutions by `vidi.winograd`.
+    winograd: bool = False
     # Seconds that compiling took; a run pays them once.
     compile_s: float = 0.0
     # Why the candidate is out although it ran, e.g. its loss left the tolerance. Empty: it is in.

@@ -18,6 +18,7 @@ from vidi.finite import all_finite
 from vidi.loss import Loss
 from vidi.plan import Plan
 from vidi.shards import in_all, is_sharded, local, total_norm, unsynchronised
+from vidi.winograd import winograd_convolutions
 
 # What autocast computes in; float32 and tf32 compute without it.
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,6 +47,8 @@ class StepSettings:
     batch_size: int | None = None
     # Whether each process holds a part of the weights only, see vidi.shards.
     sharded: bool = False
+    # Whether 3 x 3 convolutions are computed by vidi.winograd.
+    winograd: bool = False
 
     @staticmethod
     def of(plan: Plan) -> StepSettings:
@@ -71,6 +74,7 @@ class StepSettings:
             world_size=plan.execution.world_size,
             batch_size=plan.batch_size,
             sharded=sharded,
+            winograd=plan.execution.winograd,
         )
 
 
@@ -178,7 +182,10 @@ def _backward(
     parts = batch.split(_sizes(len(batch), settings))
     for number, part in enumerate(parts, start=1):
         with _synchronised(model, number == len(parts)):
-            with autocast(part.images.device, settings.precision):
+            with (
+                autocast(part.images.device, settings.precision),
+                winograd_convolutions(settings.winograd),
+            ):
                 logits = model(part.images)
             loss = settings.loss(logits.float(), part.targets)
             mean = loss * share

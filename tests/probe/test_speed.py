@@ -252,6 +252,30 @@ def test_fewer_threads_are_tried_and_several_processes_record_no_graphs() -> Non
     assert fixed.fused == (None,)
 
 
+def test_minimal_filtering_is_tried_in_bfloat16_where_machine_and_model_have_it() -> None:
+    def found(device: str = "cpu", can: bool = True, fits: bool = True) -> probe.Space:
+        return probe.space(
+            *(device, machine(winograd=can, compiler=True)), batch_size=8, threads=2, limit_s=90.0,
+            winograd=fits,
+        )  # fmt: skip
+
+    assert found().winograd == (False, True)
+    for without in (found("cuda"), found(can=False), found(fits=False)):
+        assert without.winograd == (False,)
+    options, first = found(), found().first
+    around = [
+        candidate
+        for best in (first, first._replace(precision="bfloat16"))
+        for turn in range(options.TURNS)
+        for candidate in options.around(best, turn)
+    ]
+    (filtered,) = [candidate for candidate in around if candidate.winograd]
+    assert filtered == first._replace(precision="bfloat16", winograd=True)
+    # Going on from there, nothing is compiled.
+    on = [c for turn in range(options.TURNS) for c in options.around(filtered, turn)]
+    assert not any(candidate.compile and candidate.winograd for candidate in on)
+
+
 def test_graphs_are_tried_with_compiling_though_that_alone_did_not_pay() -> None:
     options = probe.space("cuda", machine(), batch_size=8, threads=2, limit_s=90.0)
     tried = [c for turn in range(options.TURNS) for c in options.around(options.first, turn)]

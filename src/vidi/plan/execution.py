@@ -39,6 +39,7 @@ def decide_execution(
     device = decide_device(config, facts, decided)
     _check(config, machine, device)
     _check_graphs(config, machine, device)
+    _check_winograd(config, machine, device)
     accelerators = {accelerator.kind: accelerator for accelerator in machine.accelerators}
     accelerator = None if device == "cpu" else accelerators[device]
     best = fastest(facts, config)
@@ -75,6 +76,9 @@ def decide_execution(
         fused=decided.take("execution.fused", asked.fused, _fused_rule(best, ways, sharding)),
         augment_on=decided.take(
             "execution.augment_on", asked.augment_on, _augment_on_rule(best, ways, device, place)
+        ),
+        winograd=decided.take(
+            "execution.winograd", asked.winograd, _winograd_rule(best, ways, device)
         ),
         recompute=decided.take("execution.recompute", asked.recompute, _recompute_rule(sharding)),
         keep_memory=decided.take(
@@ -165,6 +169,29 @@ def _check_graphs(config: Config, machine: Machine, device: str) -> None:
         )
 
 
+def _check_winograd(config: Config, machine: Machine, device: str) -> None:
+    asked = config.machine
+    if not asked.winograd:
+        return
+    if device != "cpu" or not machine.winograd:
+        raise ConfigError(
+            "machine.winograd = true: there is no such code for this machine",
+            fix="leave it out; it is there where vidi was installed from its source on Linux, "
+            "with a C compiler, for a processor with AVX-512 BF16",
+        )
+    for contradicts, setting in (
+        (asked.precision not in (None, "bfloat16"), f"precision = '{asked.precision}'"),
+        (asked.compile, "compile = true"),
+        (asked.recompute, "recompute = true"),
+        (asked.sharding == "full", "sharding = 'full'"),
+    ):
+        if contradicts:
+            raise ConfigError(
+                f"machine.winograd = true does not go with machine.{setting}",
+                fix="leave one of them out",
+            )
+
+
 def fastest(facts: Facts, config: Config) -> StepTiming | None:
     """The measured candidate that ends a run soonest and agrees with what was asked for.
 
@@ -182,6 +209,7 @@ def fastest(facts: Facts, config: Config) -> StepTiming | None:
         and asked.cuda_graphs in (None, step.cuda_graphs)
         and asked.fused in (None, step.fused)
         and asked.augment_on in (None, step.augment_on)
+        and asked.winograd in (None, step.winograd)
         and asked.keep_memory in (None, step.keep_memory)
         and asked.threads in (None, step.threads)
     ]
@@ -289,6 +317,16 @@ def _augment_on_rule(
     if best is not None:
         return best.augment_on, _measured(best, ways)
     return "device", "it varies a batch in less time than the processor takes for an image"
+
+
+def _winograd_rule(best: StepTiming | None, ways: int, device: str) -> tuple[bool, str]:
+    if device != "cpu":
+        return False, "for processors only"
+    if best is None:
+        return False, "not measured"
+    if best.winograd:
+        return True, _measured(best, ways)
+    return False, "no such convolutions or no such code here, or not faster"
 
 
 def _keep_memory_rule(best: StepTiming | None, ways: int, device: str) -> tuple[bool, str]:

@@ -31,6 +31,8 @@ _IMAGES_WORTH_WIDTH = 10_000
 # Floating-point operations a second before anything was measured: of a core with bfloat16, of one
 # without, and of an accelerator.
 _GUESSED_RATES = (130e9, 50e9, 20e12)
+# The same of a core with bfloat16 and vidi.winograd: wide networks do 300e9, narrow ones 170e9.
+_GUESSED_WINOGRAD_RATE = 240e9
 
 
 def choose_model(config: Config, facts: Facts) -> Choice:
@@ -64,7 +66,10 @@ def _small_network(config: Config, facts: Facts, image_px: int) -> tuple[str, st
     if machine.accelerators and config.machine.device != "cpu":
         rate = accelerator
     else:
-        rate = machine.usable_cores * (bfloat16 if machine.cpu_bfloat16 else plain)
+        core = bfloat16 if machine.cpu_bfloat16 else plain
+        if machine.winograd and config.machine.winograd is not False:
+            core = _GUESSED_WINOGRAD_RATE
+        rate = machine.usable_cores * core
     chosen, why = "small_cnn", ""
     for name, factor in SMALL_NETWORKS.items():
         # Forward and backward, each multiply-add two operations.

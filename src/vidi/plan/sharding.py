@@ -84,6 +84,7 @@ def with_sharding(plan: Plan, sharding: Sharding) -> Plan:
     changes: dict[str, object] = {"sharding": sharding}
     if sharding == "full":
         changes |= {"channels_last": False, "compile": False, "fused": False, "recompute": True}
+        changes["winograd"] = False
     changed = plan.model_copy(update={"execution": plan.execution.model_copy(update=changes)})
     check_sharding(changed)
     return changed

@@ -90,6 +90,8 @@ class ExecutionPlan(Frozen):
     # The optimizer's fused kernel; None: as it fits the weights (vidi.optim).
     fused: bool | None = None
     augment_on: Where = "device"
+    # 3 x 3 convolutions by `vidi.winograd`, in training.
+    winograd: bool = False
     # Activations are computed a second time in the backward pass instead of kept.
     recompute: bool
     keep_memory: bool

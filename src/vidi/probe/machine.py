@@ -13,6 +13,7 @@ from vidi.cores import usable_cores
 from vidi.facts import Accelerator, Machine
 from vidi.malloc import keep_memory
 from vidi.plan import ExecutionPlan
+from vidi.winograd import has_winograd
 
 
 def machine() -> Machine:
@@ -30,6 +31,7 @@ def machine() -> Machine:
         torch=torch.__version__,
         processes=counted()[0],
         local_processes=counted()[1],
+        winograd=has_winograd(),
         compiler=any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")),
     )
 

@@ -62,6 +62,7 @@ class Candidate(NamedTuple):
     fused: bool | None = None
     cuda_graphs: bool = False
     augment_on: Where = "device"
+    winograd: bool = False
 
 
 # The augmented batch of a step, on the device, varied there or on the processor.
@@ -83,6 +84,7 @@ class Space:
     fused: tuple[bool | None, ...] = (None,)
     cuda_graphs: tuple[bool, ...] = (False,)
     augment_on: tuple[Where, ...] = ("device",)
+    winograd: tuple[bool, ...] = (False,)
 
     @property
     def first(self) -> Candidate:
@@ -96,12 +98,14 @@ class Space:
             self.fused[0],
             self.cuda_graphs[0],
             self.augment_on[0],
+            self.winograd[0],
         )
 
     def around(self, best: Candidate, turn: int) -> Iterator[Candidate]:
-        """The candidates that differ from `best` in one thing: the turn-th, of nine."""
+        """The candidates that differ from `best` in one thing: the turn-th, of ten."""
         name, values = (
             ("precision", self.precisions),
+            ("winograd", self.winograd),
             ("channels_last", self.channels_last),
             ("micro_batch_size", self.micro_batch_sizes),
             ("threads", self.threads),
@@ -117,9 +121,13 @@ class Space:
                 if name == "cuda_graphs" and value:
                     # What is recorded is compiled code, also where compiling alone did not pay.
                     changed["compile"] = True
-                yield best._replace(**changed)
+                candidate = best._replace(**changed)
+                # What is compiled has convolutions of its own, and other precisions have torch's.
+                other = candidate.compile or candidate.precision != "bfloat16"
+                if not (candidate.winograd and other):
+                    yield candidate
 
-    TURNS = 9
+    TURNS = 10
 
 
 def allowance_s(planned_s: float) -> float:
@@ -135,6 +143,7 @@ def space(
     threads: int,
     limit_s: float,
     optimizer: str = "sgd",
+    winograd: bool = False,
 ) -> Space:
     """What is worth timing here, by what the machine has; float32 leads, the others are held to it.
 
@@ -143,6 +152,7 @@ def space(
         threads: what this process may use.
         limit_s: compiling is left out where it would take most of that.
         optimizer: whether it has a fused kernel.
+        winograd: whether the model has convolutions for it.
     """
     precisions: list[Precision] = ["float32"]
     native = {accelerator.kind: accelerator.bfloat16 for accelerator in machine.accelerators}
@@ -170,6 +180,9 @@ def space(
         if device == "cuda" and limit_s > COMPILING_S and machine.processes == 1
         else (False,),
         augment_on=("device",) if device == "cpu" else ("device", "host"),
+        winograd=(False, True)
+        if winograd and device == "cpu" and machine.winograd and "bfloat16" in precisions
+        else (False,),
     )
 
 
@@ -309,6 +322,7 @@ class _Trial:
                 fused=candidate.fused,
                 cuda_graphs=candidate.cuda_graphs,
                 augment_on=candidate.augment_on,
+                winograd=candidate.winograd,
                 compile_s=compile_s,
                 rejected=rejected,
             )
@@ -356,6 +370,7 @@ class _Trial:
             self._settings,
             precision=candidate.precision,
             micro_batch_size=candidate.micro_batch_size,
+            winograd=candidate.winograd,
             guard="host",
         )
         times: list[float] = []

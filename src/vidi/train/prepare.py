@@ -49,6 +49,7 @@ from vidi.step import StepSettings
 from vidi.train.loop import Job
 from vidi.train.ranks import ALONE, Ranks
 from vidi.train.state import State, Window
+from vidi.winograd import takes_any
 from vidi.words import count
 
 # Batches of fewer values are augmented several at a time, until there are so many: digits at 16 px
@@ -629,6 +630,8 @@ def _options(
         threads=plan.execution.threads,
         limit_s=limit_s,
         optimizer=plan.optimizer.name,
+        # What is computed again in the backward pass is computed outside of the step's context.
+        winograd=takes_any(classifier) and not plan.execution.recompute,
     )
     if plan.execution.store == "device":
         options = replace(options, augment_on=("device",))
@@ -645,12 +648,15 @@ def _options(
         "fused": asked.fused,
         "cuda_graphs": asked.cuda_graphs,
         "augment_on": asked.augment_on,
+        "winograd": asked.winograd,
         "micro_batch_sizes": None if config.train.accumulate is None else plan.micro_batch_size,
     }
     if asked.compile is False:
         fixed["cuda_graphs"] = False
     if asked.cuda_graphs:
         fixed["compile"] = True
+    if asked.winograd:
+        fixed["compile"] = False
     return replace(
         options, **{name: (value,) for name, value in fixed.items() if value is not None}
     )

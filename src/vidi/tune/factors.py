@@ -47,6 +47,7 @@ def pinned(plan: Plan) -> dict[str, Any]:
         "machine.precision": plan.execution.precision,
         "machine.channels_last": plan.execution.channels_last,
         "machine.compile": plan.execution.compile,
+        "machine.winograd": plan.execution.winograd,
         "machine.probe": "never",
         "data.image_px": plan.pixels.image_px,
         "train.batch_size": plan.batch_size,
@@ -270,10 +271,19 @@ def _clipping(plan: Plan) -> list[Level]:
 
 def _precision(plan: Plan) -> list[Level]:
     return [
-        Level("precision", name, {"machine.precision": name}, cost=3.0)
+        Level("precision", name, {"machine.precision": name, "machine.winograd": False}, cost=3.0)
         for name in ("float32", "bfloat16")
         if name != plan.execution.precision
     ]
+
+
+def _convolutions(plan: Plan) -> list[Level]:
+    """Those of vidi.winograd round more: does it cost anything?"""
+    if plan.execution.device != "cpu" or plan.execution.precision != "bfloat16":
+        return []
+    other = not plan.execution.winograd
+    name = "by minimal filtering" if other else "torch's"
+    return [Level("convolutions", name, {"machine.winograd": other}, cost=2.0)]
 
 
 def _accumulation(plan: Plan) -> list[Level]:
@@ -315,6 +325,7 @@ FACTORS: Final[Mapping[str, Callable[[Plan], list[Level]]]] = {
     "sharpness": _sharpness,
     "clipping": _clipping,
     "precision": _precision,
+    "convolutions": _convolutions,
     "accumulation": _accumulation,
 }
 
