@@ -61,6 +61,7 @@ from vidi.run import Run
 from vidi.step import StepSettings, autocast, train_step
 from vidi.train import build_state
 from vidi.train.saving import Saver
+from vidi.winograd import takes_any
 
 # How long each of two trainings runs while the other stands still.
 PROCESSES_TURN_S = 8.0
@@ -278,8 +279,9 @@ CASES = {
 
 
 def grid(case: Case, *, brief: bool = False) -> None:
-    """Every combination of precision, memory format, parts and malloc, on all threads, and the one
-    that the probe takes, which may use fewer or a fused optimizer; the best again in turns."""
+    """Every combination of precision, convolutions, memory format, parts and malloc, on all
+    threads, and the one that the probe takes, which may use fewer or a fused optimizer; the best
+    again in turns."""
     model = classifier(case.name, case.image_px, case.channels)
     if case.pretrained:
         freeze_batch_norm(model)
@@ -290,6 +292,7 @@ def grid(case: Case, *, brief: bool = False) -> None:
         batch_size=case.num_images,
         threads=torch.get_num_threads(),
         limit_s=20.0,
+        winograd=takes_any(model),
     )
     if not case.pretrained:
         options = replace(options, micro_batch_sizes=(case.num_images,))
@@ -302,14 +305,24 @@ def grid(case: Case, *, brief: bool = False) -> None:
         torch.set_num_threads(way.threads)
         layout = torch.channels_last if way.channels_last else torch.contiguous_format
         trial = copy.deepcopy(model).to(memory_format=layout).train()  # type: ignore[call-overload]
-        settings = replace(SETTINGS, precision=way.precision, micro_batch_size=way.micro_batch_size)
+        settings = replace(
+            SETTINGS,
+            precision=way.precision,
+            micro_batch_size=way.micro_batch_size,
+            winograd=way.winograd,
+        )
         return step_rate(trial, images[0], settings, steps, fused=way.fused, hopeless_s=hopeless_s)
 
     ways = [
-        probe.Candidate(precision, layout, size, options.threads[0], keep_memory=kept)
-        for precision, layout, size, kept in itertools.product(
-            options.precisions, options.channels_last, options.micro_batch_sizes, (True, False)
+        probe.Candidate(precision, layout, size, options.threads[0], keep_memory=kept, winograd=own)
+        for precision, layout, size, kept, own in itertools.product(
+            options.precisions,
+            options.channels_last,
+            options.micro_batch_sizes,
+            (True, False),
+            options.winograd,
         )
+        if precision == "bfloat16" or not own
     ]
     once: dict[probe.Candidate, float] = {}
     for way in ways:
@@ -324,6 +337,7 @@ def grid(case: Case, *, brief: bool = False) -> None:
         best.compile,
         best.keep_memory,
         best.fused,
+        winograd=best.winograd,
     )
     print(f"  {len(ways)} ways, best at first {max(once.values()):.1f} images/s", flush=True)
     # Only what could be best is worth a second look.

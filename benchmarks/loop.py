@@ -44,6 +44,7 @@ from vidi.train import (
     loop,
     prepare,
 )
+from vidi.winograd import winograd_convolutions
 
 WARM_UP = 5
 
@@ -53,7 +54,10 @@ def bare_steps(plan: Plan, batch: Batch) -> Iterator[None]:
     state = build_state(plan, build_model(plan))
     model, optimizer = state.model.train(), state.optimizer
     while True:
-        with autocast(batch.images.device, plan.execution.precision):
+        with (
+            autocast(batch.images.device, plan.execution.precision),
+            winograd_convolutions(plan.execution.winograd),
+        ):
             logits = model(batch.images)
         loss = functional.cross_entropy(
             logits.float(), batch.targets, label_smoothing=plan.label_smoothing
