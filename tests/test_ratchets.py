@@ -22,7 +22,7 @@ SOURCE = ROOT / "src" / "vidi"
 
 # The rows of ARCHITECTURE.md, lowest first. A module imports only from rows below its own.
 ROWS = (
-    ("errors", "signals", "words"),
+    ("errors", "signals", "words", "native"),
     (
         "config",
         "facts",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from vidi import native
 from vidi.image.exact import same_numbers
 from vidi.image.filters import Interpolation, Pixels, Weights, weights
 
@@ -45,24 +45,21 @@ def has_compiled_resize() -> bool:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """None where there is no such file, or it is not for this processor, or not right.
+    return native.load(
+        _FILE,
+        declare=_declare,
+        is_right=lambda found: same_numbers(functools.partial(_resized, found)),
+    )
 
-    It is tried out once, not taken at its word: other compilers made it and other processors run
-    it than vidi was tested with.
-    """
-    # Missing, or of another machine: a folder of packages can be shared.
-    with contextlib.suppress(OSError, AttributeError):
-        found = ctypes.CDLL(str(_FILE))
-        if found.supported():
-            address, size, weighing = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.POINTER(_Weights)
-            number = ctypes.c_int
-            found.resize.argtypes = (
-                *(address, size, number, number),
-                *(address, number, number),
-                *(weighing, weighing, address, size),
-            )
-            return found if same_numbers(functools.partial(_resized, found)) else None
-    return None
+
+def _declare(library: Any) -> None:
+    address, size, weighing = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.POINTER(_Weights)
+    number = ctypes.c_int
+    library.resize.argtypes = (
+        *(address, size, number, number),
+        *(address, number, number),
+        *(weighing, weighing, address, size),
+    )
 
 
 def _resized(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
+
+from vidi import native
 
 # Written by hatch_build.py.
 _FILE: Final = Path(__file__).with_name("libwinograd.so")
@@ -125,17 +126,9 @@ def _loaded() -> ctypes.CDLL:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """None where there is no such file, or it is not for this processor, or not right.
-
-    Its threads are those of torch's own OpenMP library, whose functions it finds because torch was
-    imported before; where torch has another one, it cannot be loaded.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        found = ctypes.CDLL(str(_FILE))
-        if found.supported():
-            _declare(found)
-            return found if _is_right(found) else None
-    return None
+    # Its threads are those of torch's own OpenMP library, whose functions it finds because torch
+    # was imported before; where torch has another one, it cannot be loaded.
+    return native.load(_FILE, declare=_declare, is_right=_is_right)
 
 
 def _declare(library: Any) -> None:

@@ -201,6 +201,13 @@ VECTOR INLINE void multiply(int rows, int vectors, const uint16_t *left, ptrdiff
 MULTIPLY(multiply_six, ROWS)
 MULTIPLY(multiply_two, 2)
 
+/* Where 16 numbers lie that are `stride` apart. */
+VECTOR INLINE __m512i multiples(int64_t stride) {
+    return _mm512_mullo_epi32(
+        _mm512_set1_epi32((int)stride),
+        _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+}
+
 /* How many numbers `pack_weights` writes. */
 int64_t packed_size(int64_t inputs, int64_t outputs) {
     return PLACES * inputs * rounded_up(outputs, LANES);
@@ -212,9 +219,7 @@ int64_t packed_size(int64_t inputs, int64_t outputs) {
 VECTOR void pack_weights(const float *weights, const int64_t stride[4], int64_t inputs,
                          int64_t outputs, int turned, uint16_t *packed, int threads) {
     const int64_t padded = rounded_up(outputs, LANES), pairs = inputs / 2;
-    const __m512i apart = _mm512_mullo_epi32(
-        _mm512_set1_epi32((int)stride[0]),
-        _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+    const __m512i apart = multiples(stride[0]);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t output = 0; output < padded; output += LANES) {
         const __mmask16 there = lanes(outputs - output);
@@ -534,9 +539,7 @@ VECTOR void weight_gradient(const Shape *shape, const uint16_t *in, const uint16
     const Summing by = summing_of(shape);
     float *sums = (float *)scratch;
     add_tiles(shape, &by, in, by_outputs, sums, (char *)(sums + by.parts * by.sums), threads);
-    const __m512i apart = _mm512_mullo_epi32(
-        _mm512_set1_epi32((int)stride[0]),
-        _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+    const __m512i apart = multiples(stride[0]);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t input = 0; input < shape->inputs; input++)
         for (int64_t output = 0; output < by.outputs; output += LANES) {
