@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn, final
 
 from vidi import space as spaces
 from vidi import storage
-from vidi.config import Config, load, parse
+from vidi.config import Config, parse
 from vidi.errors import (
     DataError,
     Interrupted,
@@ -23,20 +23,18 @@ from vidi.errors import (
     TrainingError,
     UsageError,
     VidiError,
-    nearest,
 )
 from vidi.facts import Facts
 from vidi.plan import choose_model, make
 from vidi.report import write_study
 from vidi.run import Run, data_name
 from vidi.signals import Stop, watched
-from vidi.space import Distribution, Space
+from vidi.space import Space
 from vidi.study import Rung, Status, Study, Trial, default_study_path
 from vidi.tune.budget import Clock, divide, judging_seconds, retraining_share, slack
 from vidi.tune.mirror import Mirror, show_all
+from vidi.tune.request import PROGRESSIVE, AnySpace, Wanted, check, is_open, space_of
 from vidi.tune.rungs import (
-    FIDELITIES,
-    PROMOTIONS,
     Action,
     Fidelity,
     Promotion,
@@ -46,7 +44,7 @@ from vidi.tune.rungs import (
     next_action,
     ranked,
 )
-from vidi.tune.sampling import SAMPLERS, OwnSpace, Sampler, Wish, suggest
+from vidi.tune.sampling import OwnSpace, Sampler, Wish, suggest
 from vidi.tune.workers import GRACE_S, Crew, Event, Processes, error_of
 from vidi.words import count, no_time
 
@@ -60,8 +58,6 @@ MAX_FAILURES: Final = 5
 HURRIED_SHARE: Final = 0.05
 # Settings whose values are names of something; those of a space are looked up before all else.
 NAMES: Final = ("model.name", "train.optimizer", "train.schedule")
-# The setting by which rungs differ.
-PROGRESSIVE: Final = {"image_px": "progressive_px", "data_share": "progressive_data"}
 # What may be asked for differently when a study is continued.
 MAY_CHANGE: Final = ("minutes", "trials", "retrain")
 # With fewer validation images than this one of them is more than a point of accuracy.
@@ -70,8 +66,6 @@ FEW_TO_JUDGE_BY: Final = 100
 _POLL_S: Final = 0.2
 # A pause of the whole machine that is longer than this is not counted against the workers.
 _PAUSE_S: Final = 1.0
-
-AnySpace = Space | Mapping[str, Distribution | Sequence[Distribution]] | OwnSpace | str | Path
 
 
 def tune(
@@ -137,10 +131,10 @@ def tune(
     started_at = time.monotonic() if started_at is None else started_at
     say = show or (lambda _: None)
     config = (config or Config()).with_settings(settings or {})
-    wanted = _Wanted(
+    wanted = Wanted(
         data=str(data),
         config=config,
-        space=_space_of(space),
+        space=space_of(space),
         minutes=minutes,
         trials=trials,
         sampler=sampler,
@@ -152,7 +146,7 @@ def tune(
         timeout_s=timeout_s,
         storage_url=storage_url,
     )
-    _check(wanted, workers)
+    check(wanted, workers)
     name = data_name(data)
     path = Path(out) if out else default_study_path(Path("studies"), name, datetime.now())
     fresh = not Study.exists(path)
@@ -188,48 +182,6 @@ def _crew(study: Study, workers: int, ray: str | None) -> Crew:
     return Processes(workers, study.path / "workers.log")
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What one call of `tune` was given."""
-
-    data: str
-    config: Config
-    space: Space | OwnSpace | None
-    minutes: float | None
-    trials: int | None
-    sampler: Sampler
-    promotion: Promotion
-    fidelity: Fidelity
-    patience: int
-    retrain: bool
-    seed: int
-    timeout_s: float
-    storage_url: str | None
-
-    @property
-    def asked(self) -> dict[str, object]:
-        """What a continued study has to ask for again."""
-        if self.space is None:
-            space: object = "what is worth trying"
-        elif isinstance(self.space, Space):
-            space = self.space.to_json()
-        else:
-            named = self.space
-            space = f"{getattr(named, '__module__', '')}:{getattr(named, '__qualname__', '')}"
-        return {
-            "space": space,
-            "minutes": self.minutes,
-            "trials": self.trials,
-            "sampler": self.sampler,
-            "promotion": self.promotion,
-            "fidelity": self.fidelity,
-            "patience": self.patience,
-            "retrain": self.retrain,
-            "seed": self.seed,
-            "objective": "accuracy on the validation images",
-        }
-
-
 @dataclass(slots=True)
 class _Job:
     """What a worker is busy with."""
@@ -245,7 +197,7 @@ class _Job:
 class _Search:
     """A search while it runs. Everything that must survive it is in the study."""
 
-    wanted: _Wanted
+    wanted: Wanted
     study: Study
     crew: Crew
     stop: Stop
@@ -310,7 +262,7 @@ class _Search:
         # that is about to fall in one trial and not in another.
         given = {"train.schedule": "trapezoid", "train.warmup_fraction": 0.05}
         self.config = wanted.config.with_settings(
-            {name: value for name, value in given.items() if _is_open(wanted.config, name)}
+            {name: value for name, value in given.items() if is_open(wanted.config, name)}
         )
         default = make(self.config, self.facts)
         self.retraining = 0.0
@@ -887,79 +839,6 @@ class _Search:
 
     def _sorted(self) -> list[Trial]:
         return [self.trials[number] for number in sorted(self.trials)]
-
-
-def _check(wanted: _Wanted, workers: int) -> None:
-    if wanted.config.train.minutes is not None:
-        raise UsageError(
-            "train.minutes is the length of one training, and a search needs its own",
-            fix="give --minutes to the search, and train.epochs for a trial if you like",
-        )
-    if wanted.minutes is None and wanted.trials is None:
-        raise UsageError(
-            "a search needs to know how long it may take", fix="give --minutes or --trials"
-        )
-    for name, value in (("minutes", wanted.minutes), ("trials", wanted.trials)):
-        if value is not None and not value > 0:
-            raise UsageError(f"{name} = {value:g}: a search needs more than none")
-    if workers < 1:
-        raise UsageError(f"workers = {workers}: somebody has to do it")
-    if wanted.sampler not in SAMPLERS:
-        raise UsageError(
-            f"there is no sampler '{wanted.sampler}'", fix=nearest(wanted.sampler, SAMPLERS)
-        )
-    if wanted.promotion not in PROMOTIONS:
-        raise UsageError(
-            f"there is no way to promote '{wanted.promotion}'",
-            fix=nearest(wanted.promotion, PROMOTIONS),
-        )
-    if wanted.fidelity not in FIDELITIES:
-        raise UsageError(
-            f"rungs cannot differ by '{wanted.fidelity}'", fix=nearest(wanted.fidelity, FIDELITIES)
-        )
-    if wanted.fidelity != "steps":
-        _check_fidelity(wanted)
-    if wanted.sampler in ("grid", "qmc", "cmaes") and callable(wanted.space):
-        raise UsageError(
-            f"the sampler '{wanted.sampler}' has to know the whole space, and yours is a function",
-            fix="use tpe, gp or random, or give the space as a mapping",
-        )
-
-
-def _check_fidelity(wanted: _Wanted) -> None:
-    name = f"train.{PROGRESSIVE[wanted.fidelity]}"
-    taken = [name, "train.image_px"] if wanted.fidelity == "image_px" else [name]
-    asked = [one for one in taken if not _is_open(wanted.config, one)]
-    axes = wanted.space if isinstance(wanted.space, Space) else ()
-    asked += [axis.name for axis in axes if axis.name in taken]
-    if asked:
-        raise UsageError(
-            f"{asked[0]} is asked for, and rungs that differ by {wanted.fidelity} decide it",
-            fix="leave it out, or search with --fidelity steps",
-        )
-    if wanted.promotion == "none":
-        raise UsageError(
-            f"promotion 'none' has no rungs that could differ by {wanted.fidelity}",
-            fix="use asha, pasha, halving or median",
-        )
-
-
-def _space_of(space: AnySpace | None) -> Space | OwnSpace | None:
-    if isinstance(space, str) and ":" in space and not Path(space).exists():
-        own: OwnSpace = load(space)
-        return own
-    if isinstance(space, str | Path):
-        return spaces.read(Path(space))
-    if space is None or isinstance(space, Space):
-        return space
-    if isinstance(space, Mapping):
-        return Space.of(space)
-    return space
-
-
-def _is_open(config: Config, name: str) -> bool:
-    section, field_name = name.split(".")
-    return getattr(getattr(config, section), field_name) is None
 
 
 def _spent(study: Study) -> float:
