@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidi.data.hashing import Hashes, draws, hash_texts
-from vidi.data.split import folds, stratified
+from vidi.data.split import (
+    DEFAULT_RULE,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    complete,
+    folds,
+    stratified,
+)
 
 
 def hashes(count: int) -> Hashes:
@@ -54,6 +63,28 @@ def test_few_images_change_sides_when_others_are_added() -> None:
     before = stratified(np.arange(1000) % 4, order(1000), fraction=0.2)
     after = stratified(np.arange(1040) % 4, order(1040), fraction=0.2)[:1000]
     assert (before != after).mean() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_classes", "held_out", "said_share"),
+    [
+        (2_000, 10, 200, "10%"),
+        (25_000, 10, 2_500, "10%"),
+        (60_000, 10, 2_500, "4%"),
+        (60_000, 500, 5_000, "8%"),
+        (400_000, 10, 2_500, "0.6%"),
+    ],
+)
+def test_a_tenth_is_held_out_to_choose_by_and_no_more_than_tells(
+    num_images: int, num_classes: int, held_out: int, said_share: str
+) -> None:
+    labels = np.arange(num_images) % num_classes
+    # A test that is given: none is cut.
+    given_splits = np.where(np.arange(num_images + 10) < num_images, TRAIN, TEST).astype(np.int8)
+    labels = np.append(labels, np.arange(10) % num_classes)
+    split, said = complete(given_splits, labels, hashes(num_images + 10), DEFAULT_RULE)
+    assert (split == VALIDATION).sum() == held_out
+    assert f"validation {said_share} of training" in said
 
 
 @given(

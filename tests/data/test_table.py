@@ -235,7 +235,8 @@ def check_big(path: Path, count: int, limit_s: float, limit_bytes: int) -> None:
     elapsed_s = time.process_time() - began_at
     grown = process.memory_info().rss - before
     assert len(dataset) == count
-    assert len(dataset.indices("train")) == round(0.7 * count)
+    # A fifth is for the test, and 10 of each class to choose by.
+    assert len(dataset.indices("train")) == round(0.8 * count) - 10 * len(dataset.classes)
     assert dataset.name_of(count - 1).endswith(f"{count - 1:010d}.jpg")
     assert elapsed_s < limit_s, f"{elapsed_s:.1f} s"
     assert grown < limit_bytes, f"{grown / 1e6:.0f} MB"

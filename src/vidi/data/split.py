@@ -14,6 +14,10 @@ from vidi.facts import SPLITS
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 DEFAULT_VALIDATION_FRACTION: Final = 0.1
+# More held-out images than these, and of each class, are worth more to learn from: with half as
+# many images, learnt by heart, a network errs a third more often (docs/measurements.md).
+ENOUGH_VALIDATION: Final = 2_500
+ENOUGH_OF_A_CLASS: Final = 10
 DEFAULT_TEST_FRACTION: Final = 0.2
 
 # What people call the splits, in lower case.
@@ -195,7 +199,7 @@ def complete(
         )
         split[np.flatnonzero(trained)[out]] = target
         words.append(
-            f"{SPLITS[target]} {share:.0%} of training, stratified, seed {rule.seed}{grouped}"
+            f"{SPLITS[target]} {_percent(share)} of training, stratified, seed {rule.seed}{grouped}"
             if out.any()
             else f"no {SPLITS[target]}: too few images"
         )
@@ -222,13 +226,25 @@ def complete(
         )
     elif not has[VALIDATION]:
         asked = rule.validation_fraction
-        share = DEFAULT_VALIDATION_FRACTION if asked is None else asked
+        share = _default_share(labels, whole) if asked is None else asked
         if share > 0:
             cut(VALIDATION, share)
     if rule.learn_validation:
         split[split == VALIDATION] = TRAIN
         words.append("validation images are learnt from")
     return split, "; ".join(words)
+
+
+def _percent(share: float) -> str:
+    """15%, 0.03%."""
+    return f"{share:.0%}" if share >= 0.01 else f"{100 * share:.1g}%"
+
+
+def _default_share(labels: Labels, num_train: int) -> float:
+    """Of the training rows, held out to choose by."""
+    num_classes = int(labels.max(initial=0)) + 1
+    enough = max(ENOUGH_VALIDATION, ENOUGH_OF_A_CLASS * num_classes)
+    return min(DEFAULT_VALIDATION_FRACTION, enough / max(1, num_train))
 
 
 def folds(
