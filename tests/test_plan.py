@@ -575,6 +575,19 @@ def test_minimal_filtering_is_taken_as_measured() -> None:
     assert plan_for(asked(machine__winograd=True), machine=able).execution.winograd
 
 
+def test_memory_that_was_handed_back_is_no_way_of_its_own() -> None:
+    # Timed after others in one process, it had their memory.
+    kept = timing(500.0)
+    returned = timing(600.0).model_copy(update={"keep_memory": False})
+    measured = Measurements(steps=(kept, returned))
+    chosen = plan_for(measured=measured)
+    assert chosen.execution.keep_memory
+    assert "500 images/s" in chosen.reasons["execution.precision"]
+    wanted = plan_for(asked(machine__keep_memory=False), measured=measured)
+    assert not wanted.execution.keep_memory
+    assert "600 images/s" in wanted.reasons["execution.precision"]
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("precision", "float32"), ("compile", True), ("recompute", True), ("sharding", "full")],

@@ -82,7 +82,7 @@ def decide_execution(
         ),
         recompute=decided.take("execution.recompute", asked.recompute, _recompute_rule(sharding)),
         keep_memory=decided.take(
-            "execution.keep_memory", asked.keep_memory, _keep_memory_rule(best, ways, device)
+            "execution.keep_memory", asked.keep_memory, _keep_memory_rule(device)
         ),
         deterministic=deterministic,
         threads=threads,
@@ -210,7 +210,7 @@ def fastest(facts: Facts, config: Config) -> StepTiming | None:
         and asked.fused in (None, step.fused)
         and asked.augment_on in (None, step.augment_on)
         and asked.winograd in (None, step.winograd)
-        and asked.keep_memory in (None, step.keep_memory)
+        and step.keep_memory is (asked.keep_memory is not False)
         and asked.threads in (None, step.threads)
     ]
     images = planned_images(config, facts)
@@ -329,12 +329,10 @@ def _winograd_rule(best: StepTiming | None, ways: int, device: str) -> tuple[boo
     return False, "no such convolutions or no such code here, or not faster"
 
 
-def _keep_memory_rule(best: StepTiming | None, ways: int, device: str) -> tuple[bool, str]:
-    if best is not None:
-        return best.keep_memory, _measured(best, ways)
+def _keep_memory_rule(device: str) -> tuple[bool, str]:
     if device != "cpu":
         return True, "the host's memory is used again for every batch"
-    return True, "page faults took half of a step without it (docs/measurements.md)"
+    return True, "page faults take up to half of a step without it (docs/measurements.md)"
 
 
 def _deterministic_rule(device: str) -> tuple[bool, str]:

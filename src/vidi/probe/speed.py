@@ -102,7 +102,7 @@ class Space:
         )
 
     def around(self, best: Candidate, turn: int) -> Iterator[Candidate]:
-        """The candidates that differ from `best` in one thing: the turn-th, of ten."""
+        """The candidates that differ from `best` in one thing: the turn-th, of nine."""
         name, values = (
             ("precision", self.precisions),
             ("winograd", self.winograd),
@@ -110,7 +110,6 @@ class Space:
             ("micro_batch_size", self.micro_batch_sizes),
             ("threads", self.threads),
             ("compile", self.compile),
-            ("keep_memory", self.keep_memory),
             ("fused", self.fused),
             ("augment_on", self.augment_on),
             ("cuda_graphs", self.cuda_graphs),
@@ -127,7 +126,7 @@ class Space:
                 if not (candidate.winograd and other):
                     yield candidate
 
-    TURNS = 10
+    TURNS = 9
 
 
 def allowance_s(planned_s: float) -> float:
@@ -173,7 +172,8 @@ def space(
         # Two threads of one core share its multipliers, and small networks wait for one another.
         threads=_halved(threads) if device == "cpu" else (threads,),
         compile=(False, True) if compilers and limit_s > COMPILING_S else (False,),
-        keep_memory=(True, False) if device == "cpu" and limit_s > 10.0 else (True,),
+        # Not to be compared in one process: whoever comes second finds the first one's memory.
+        keep_memory=(True,),
         # On a processor the choice is whether weights that lie in another order are copied for it.
         fused=(None, device == "cpu") if optimizer in FUSED else (None,),
         cuda_graphs=(False, True)
