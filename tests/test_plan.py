@@ -89,6 +89,9 @@ def test_small_images_are_trained_from_scratch_at_their_own_size() -> None:
         (10, 32, 50_000, {}, "small_cnn"),
         (60, 32, 50_000, {}, "small_cnn_x3"),
         (60, 32, 50_000, {"winograd": True}, "small_cnn_x4"),
+        (10, 32, 12_000, {"winograd": True}, "small_cnn_x2_mean2"),
+        (60, 32, 12_000, {"winograd": True}, "small_cnn_x3_mean2"),
+        (60, 32, 12_000, {"accelerators": (CARD,)}, "small_cnn_x4"),
         (60, 32, 50_000, {"cpu_bfloat16": False}, "small_cnn_x2"),
         (60, 8, 1_500, {}, "small_cnn"),
         (1, 32, 50_000, {"accelerators": (CARD,)}, "small_cnn_x3"),
@@ -104,6 +107,19 @@ def test_the_small_network_is_as_wide_as_the_time_allows(
     assert plan.model.name == name
     assert plan.optimizer.name == "muon_hyperball"
     assert (plan.schedule.name, plan.schedule.warmup_fraction) == ("linear", 0.0)
+
+
+def test_networks_that_share_a_batch_are_planned_as_each_alone() -> None:
+    one, two = (
+        plan_for(asked(model__name=name, train__learning_rate_scaling="linear"))
+        for name in ("small_cnn", "small_cnn_x2_mean2")
+    )
+    assert (one.batch_size, two.batch_size) == (256, 512)
+    assert (one.batch_size_each, two.batch_size_each) == (256, 256)
+    assert two.optimizer.learning_rate == one.optimizer.learning_rate
+    # Each of them sees an image in every other epoch.
+    assert two.num_epochs == 2 * one.num_epochs
+    assert two.longest_steps == one.longest_steps
 
 
 def test_tiny_images_are_shown_larger() -> None:
@@ -572,7 +588,9 @@ def test_minimal_filtering_is_taken_as_measured() -> None:
     ):
         assert not without.execution.winograd
     able = machine(winograd=True)
-    assert plan_for(asked(machine__winograd=True), machine=able).execution.winograd
+    unmeasured = plan_for(asked(machine__winograd=True), machine=able).execution
+    assert unmeasured.winograd
+    assert unmeasured.precision == "bfloat16"
 
 
 def test_memory_that_was_handed_back_is_no_way_of_its_own() -> None:

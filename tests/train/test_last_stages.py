@@ -78,6 +78,7 @@ def trained(prepared: Prepared, **changed: Any) -> Any:
         ("vgg11", 64, None),
         ("mlp", 16, None),
         ("lenet5", 32, None),
+        ("small_cnn_x2_mean2", 32, None),
     ],
 )
 def test_they_are_found_where_a_network_is_a_chain_of_stages(

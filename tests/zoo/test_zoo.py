@@ -24,6 +24,8 @@ SMALL = (
     "small_cnn_x2",
     "small_cnn_x3",
     "small_cnn_x4",
+    "small_cnn_x2_mean2",
+    "small_cnn_x3_mean2",
     "resnet18",
     "efficientnet_b0",
     "efficientnet_lite0",
@@ -71,6 +73,34 @@ def test_logits_have_their_shape_and_every_parameter_a_gradient(name: str, chann
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
+
+
+def test_several_small_networks_learn_from_parts_of_a_batch_and_answer_with_their_mean() -> None:
+    several = build("small_cnn_x2_mean2", image_px=16, networks=4)
+    alone = []
+    for number, part in enumerate(several.head.weight.chunk(4, dim=1)):
+        weights = {"head.weight": part, "head.bias": several.head.bias}
+        for name, value in several.state_dict().items():
+            block, _, rest = name.partition(".")
+            if block == "stem":
+                weights[name] = value
+            elif rest.startswith(f"{number}."):
+                weights[f"{block}.{rest.partition('.')[2]}"] = value
+        alone.append(build("small_cnn_x2", image_px=16))
+        alone[-1].load_state_dict(weights)
+    batch = images(16, count=10)
+    with torch.no_grad():
+        mean = torch.stack([one.eval()(batch) for one in alone]).mean(dim=0)
+        torch.testing.assert_close(several.eval()(batch), mean)
+        parts = zip(alone, batch.tensor_split(4), strict=True)
+        apart = torch.cat([one.train()(part) for one, part in parts])
+    logits = several.train()(batch)
+    torch.testing.assert_close(logits.detach(), apart)
+    logits[:3].sum().backward()
+    taught = [bool(one.conv1.weight.grad.any()) for one in several.block2]
+    assert taught == [True, False, False, False]
+    # Of too few images some networks have none to learn from.
+    assert several(batch[:3]).shape == (3, 7)
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def decide_execution(
     return ExecutionPlan(
         device=device,
         precision=decided.take(
-            "execution.precision", asked.precision, _precision_rule(best, ways, accelerator)
+            "execution.precision", asked.precision, _precision_rule(best, ways, accelerator, asked)
         ),
         channels_last=decided.take(
             "execution.channels_last", asked.channels_last, _layout_rule(best, ways, sharding)
@@ -258,10 +258,12 @@ def _measured(best: StepTiming, ways: int) -> str:
 
 
 def _precision_rule(
-    best: StepTiming | None, ways: int, accelerator: Accelerator | None
+    best: StepTiming | None, ways: int, accelerator: Accelerator | None, asked: MachineConfig
 ) -> tuple[Precision, str]:
     if best is not None:
         return best.precision, _measured(best, ways)
+    if asked.winograd:
+        return "bfloat16", "what the convolutions asked for compute in"
     if accelerator is not None and accelerator.bfloat16:
         return "bfloat16", "the device multiplies it at twice the rate or more"
     return "float32", "not measured: the run is too short for it to matter"

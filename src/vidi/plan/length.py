@@ -11,11 +11,18 @@ from vidi.words import count
 
 
 def horizon_rule(
-    config: Config, facts: Facts, batch_size: int, sides: Sequence[int], *, pretrained: bool
+    config: Config,
+    facts: Facts,
+    batch_size: int,
+    sides: Sequence[int],
+    *,
+    pretrained: bool,
+    networks: int = 1,
 ) -> tuple[int, str]:
     """How many updates: what was asked, or what the time allows, or enough to converge.
 
     sides: of the images in equal parts of the run, in px; steps are measured at the last.
+    networks: that share a batch.
     """
     num_train = facts.dataset.num_images("train")
     steps_per_epoch = max(1, num_train // batch_size)
@@ -26,7 +33,7 @@ def horizon_rule(
             f"asked for {epochs_of(config.train.epochs)} of {count(steps_per_epoch, 'step')}",
         )
     # Past this many looks at each image, more training from scratch brings nothing.
-    longest = longest_epochs(pretrained=pretrained)
+    longest = longest_epochs(pretrained=pretrained, networks=networks)
     if config.train.minutes is not None and facts.measured is not None:
         budget_s = config.train.minutes * 60
         epochs = affordable_epochs(budget_s, facts, sides)
@@ -34,7 +41,8 @@ def horizon_rule(
         why += f" at {_images_per_second(facts.measured)[0]:,.0f} images/s"
         return max(1, math.floor(min(epochs, longest) * steps_per_epoch)), why
     # About 1,500 updates for a small data set, 15 looks at each image for a large one.
-    epochs = 5 if pretrained else min(60, max(15, math.ceil(1_500 / steps_per_epoch)))
+    epochs = min(60, max(15, math.ceil(1_500 / (steps_per_epoch * networks))))
+    epochs = 5 if pretrained else epochs * networks
     return (
         epochs * steps_per_epoch,
         f"{epochs_of(epochs)}: neither epochs nor minutes were asked for",
@@ -46,8 +54,9 @@ def epochs_of(number: float) -> str:
     return f"{number:g} epoch" + ("" if number == 1 else "s")
 
 
-def longest_epochs(*, pretrained: bool) -> int:
-    return 20 if pretrained else 200
+def longest_epochs(*, pretrained: bool, networks: int = 1) -> int:
+    """networks: that share a batch, so that each of them sees an image so much more seldom."""
+    return 20 if pretrained else 200 * networks
 
 
 # Share of a time budget that is planned; the rest is for a machine that turns out slower than its

@@ -19,7 +19,7 @@ from vidi.plan.execution import (
 from vidi.plan.feeding import decide_sampling
 from vidi.plan.length import evaluate_every_rule, evaluation_share, horizon_rule
 from vidi.plan.loss import decide_loss
-from vidi.plan.network import choose_model, views_rule, weights_rule
+from vidi.plan.network import choose_model, networks_of, views_rule, weights_rule
 from vidi.plan.optimizing import (
     batch_size_rule,
     decide_average,
@@ -101,7 +101,14 @@ def make(config: Config, facts: Facts) -> Plan:
         None,
         (0, "only the head is fitted")
         if head == "only"
-        else horizon_rule(config, facts, batch_size, sizes[0], pretrained=pretrained),
+        else horizon_rule(
+            config,
+            facts,
+            batch_size,
+            sizes[0],
+            pretrained=pretrained,
+            networks=networks_of(model.name),
+        ),
     )
     steps_per_epoch = max(1, num_train // batch_size)
     evaluate_every = decided.take(

@@ -10,11 +10,21 @@ from vidi.config import Config
 from vidi.errors import ConfigError, UsageError
 from vidi.facts import DatasetFacts, Sharding
 from vidi.plan.decisions import Decisions
-from vidi.plan.network import SMALL_NETWORKS
+from vidi.plan.network import SMALL_NETWORKS, Small, networks_of
 from vidi.plan.values import OptimizerPlan, SchedulePlan
 
 
 def batch_size_rule(
+    model_name: str, num_train: int, device: str, *, pretrained: bool
+) -> tuple[int, str]:
+    networks = networks_of(model_name)
+    size, why = _batch_size_of_one(model_name, num_train, device, pretrained=pretrained)
+    if networks > 1:
+        return size * networks, f"{size} for each of the {networks} networks: {why}"
+    return size, why
+
+
+def _batch_size_of_one(
     model_name: str, num_train: int, device: str, *, pretrained: bool
 ) -> tuple[int, str]:
     if pretrained:
@@ -25,7 +35,8 @@ def batch_size_rule(
         return 64, f"{num_train:,} images: many updates matter more than speed"
     if num_train < 20_000:
         return 128, "a good trade between updates and speed for small images"
-    if SMALL_NETWORKS.get(model_name, 1) > 1:
+    width, networks = SMALL_NETWORKS.get(model_name, Small())
+    if width > 1 and networks == 1:
         return 512, "a wide network's optimizer takes long, so fewer updates"
     return 256, f"{num_train:,} images: updates enough, so the faster step wins"
 
@@ -105,10 +116,12 @@ def decide_optimizer(
         base, scaling = _LEARNING_RATES.get(name, (1e-3, "none"))
     scaling = asked.learning_rate_scaling or scaling
     base = asked.learning_rate or base
-    factor = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size / 256), "none": 1.0}[scaling]
+    # What one of several networks learns from at a time.
+    each = batch_size / networks_of(model_name) / 256
+    factor = {"linear": each, "sqrt": math.sqrt(each), "none": 1.0}[scaling]
     why = "asked for" if asked.learning_rate is not None else "the table of vidi.plan"
     decided.reasons["optimizer.learning_rate"] = (
-        f"{base:g} for 256 images ({why}), scaled to {batch_size} by rule '{scaling}'"
+        f"{base:g} for 256 images ({why}), scaled to {256 * each:g} by rule '{scaling}'"
     )
     return OptimizerPlan(
         name=name,

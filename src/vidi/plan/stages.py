@@ -10,7 +10,7 @@ from vidi.errors import ConfigError
 from vidi.facts import Facts
 from vidi.plan.decisions import Decisions
 from vidi.plan.length import affordable_epochs
-from vidi.plan.network import SMALL_NETWORKS
+from vidi.plan.network import SMALL_NETWORKS, networks_of
 from vidi.plan.values import ExecutionPlan, Head, Stage
 
 T = TypeVar("T")
@@ -59,7 +59,8 @@ def sizes_rule(
         or execution.device != "cpu"
         or execution.compile
         or facts.measured is None
-        or affordable_epochs(asked.minutes * 60, facts, whole) >= _RISING_BELOW_EPOCHS
+        or affordable_epochs(asked.minutes * 60, facts, whole)
+        >= _RISING_BELOW_EPOCHS * networks_of(model_name)
     ):
         return whole, ""
     sizes = tuple(round(side * image_px) for side in _RISING_SIDES)

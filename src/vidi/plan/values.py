@@ -13,6 +13,7 @@ from vidi.facts import Frozen, Precision, Sharding, Where
 from vidi.image import PixelContract
 from vidi.plan.feeding import Build, Place, Sampling
 from vidi.plan.length import longest_epochs, step_cost
+from vidi.plan.network import networks_of
 
 FORMAT = 1
 
@@ -162,7 +163,8 @@ class Plan(Frozen):
     def longest_steps(self) -> int:
         """Training longer than this brings nothing."""
         pretrained = self.model.weights != "none"
-        return longest_epochs(pretrained=pretrained) * self.steps_per_epoch
+        epochs = longest_epochs(pretrained=pretrained, networks=networks_of(self.model.name))
+        return epochs * self.steps_per_epoch
 
     @property
     def num_epochs(self) -> float:
@@ -177,6 +179,11 @@ class Plan(Frozen):
     def local_batch_size(self) -> int:
         """Images of a batch that one process gets."""
         return self.batch_size // self.execution.world_size
+
+    @property
+    def batch_size_each(self) -> int:
+        """Images of a batch that one network learns from: several may share it."""
+        return max(1, self.batch_size // networks_of(self.model.name))
 
     @property
     def averaged_from_step(self) -> int:

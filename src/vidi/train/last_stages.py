@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, NamedTuple, final
+from typing import Any, Final, NamedTuple, final
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ def last_stages(classifier: Classifier) -> LastStages | None:
     for the head; that is tried with two images and not believed.
     """
     stages = [module for _, module in classifier.stages[:-1]]
-    seen: dict[int, Tensor] = {}
+    seen: dict[int, Any] = {}
 
     def look(number: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, given: seen.__setitem__(number, given[0])
@@ -98,20 +98,25 @@ def last_stages(classifier: Classifier) -> LastStages | None:
     return LastStages(first, (channels, height, width)) if same else None
 
 
-def _smallest_from(stages: list[nn.Module], seen: dict[int, Tensor]) -> int | None:
+def _smallest_from(stages: list[nn.Module], seen: dict[int, Any]) -> int | None:
     last = len(stages) - 1
     # The stem is often a container made on the fly, which nobody calls.
-    if not seen.keys() >= set(range(1, last + 1)) or seen[last].ndim != 4:
+    if not seen.keys() >= set(range(1, last + 1)) or not _is_map(seen[last]):
         return None
     end = stages[last](seen[last])
     if end.ndim != 4:
         return None
     for number in range(last, 0, -1):
-        if seen[number].ndim != 4:
+        if not _is_map(seen[number]):
             return None
         if seen[number].shape[2] > end.shape[2]:
             return number
     return None
+
+
+def _is_map(given: object) -> bool:
+    """Not features, nor what several networks share (`SmallCNNs`)."""
+    return isinstance(given, Tensor) and given.ndim == 4
 
 
 @final

@@ -267,7 +267,7 @@ def build_optimizer(
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
-        batch_size=plan.batch_size,
+        batch_size=plan.batch_size_each,
         fused=plan.execution.fused if fused is None else fused,
     )
 

@@ -26,7 +26,7 @@ from vidi.zoo.lenet import LeNet5, TwoConv
 from vidi.zoo.mlp import MLP
 from vidi.zoo.pretrained import IMAGENET, Weights
 from vidi.zoo.resnet import BasicBlock, Bottleneck, ResNet
-from vidi.zoo.small_cnn import SmallCNN
+from vidi.zoo.small_cnn import SmallCNN, SmallCNNs
 from vidi.zoo.vgg import VGG
 
 __all__ = ["IMAGENET", "MODELS", "ModelSpec", "Weights"]
@@ -41,6 +41,10 @@ class ModelSpec:
     image_px: int
     # Smaller images leave nothing after the last reduction.
     min_image_px: int = 8
+
+
+def _small_cnns(*, width: int, networks: int) -> ModelSpec:
+    return ModelSpec(build=partial(SmallCNNs, width=width, networks=networks), image_px=32)
 
 
 def _vgg(depths: Sequence[int], *, batch_norm: bool = False) -> ModelSpec:
@@ -82,6 +86,8 @@ MODELS: Final[Mapping[str, ModelSpec]] = {
     "small_cnn_x2": ModelSpec(build=partial(SmallCNN, width=64), image_px=32),
     "small_cnn_x3": ModelSpec(build=partial(SmallCNN, width=96), image_px=32),
     "small_cnn_x4": ModelSpec(build=partial(SmallCNN, width=128), image_px=32),
+    "small_cnn_x2_mean2": _small_cnns(width=64, networks=2),
+    "small_cnn_x3_mean2": _small_cnns(width=96, networks=2),
     "alexnet": ModelSpec(build=AlexNet, image_px=224),
     "vgg11": _vgg((1, 1, 2, 2, 2)),
     "vgg11_bn": _vgg((1, 1, 2, 2, 2), batch_norm=True),

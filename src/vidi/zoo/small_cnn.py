@@ -11,6 +11,7 @@ of them brought on validation images.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -146,6 +147,99 @@ class SmallCNN(nn.Module):
         """images (N, C, H, W), normalised, H and W at least 8 -> logits (N, num_classes)."""
         logits: Tensor = self.head(self.dropout(self.embed(images)))
         return logits
+
+    @property
+    def stages(self) -> tuple[tuple[str, nn.Module], ...]:
+        return (
+            ("stem", self.stem),
+            ("block1", self.block1),
+            ("block2", self.block2),
+            ("block3", self.block3),
+            ("head", self.head),
+        )
+
+
+@final
+class _Blocks(nn.ModuleList):
+    """The same block of several networks, each for its part; the last may have none."""
+
+    def forward(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [self[number](part) for number, part in enumerate(parts)]
+
+
+@final
+class SmallCNNs(nn.Module):
+    """Several small networks side by side, whose mean answers (Hansen and Salamon 1990).
+
+    In training each of them sees its own part of every batch, so a step takes as long as one of
+    them does for the whole batch, and they become different enough that their mean errs less than
+    one network that is as much wider (docs/measurements.md). They share the computed stem. The head
+    is one layer over the features of all, so whatever takes features, a head or a stage of a
+    network takes those of this one.
+    """
+
+    head_name = "head"
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 10,
+        channels: int = 3,
+        width: int = 32,
+        networks: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        """width: as of `SmallCNN`, of each. networks: how many, 2 or more."""
+        super().__init__()
+        self.stem = ComputedConv2d(channels)
+
+        def each(inputs: int, outputs: int) -> _Blocks:
+            return _Blocks(_Block(inputs, outputs) for _ in range(networks))
+
+        self.block1 = each(self.stem.out_channels, width)
+        self.block2 = each(width, 4 * width)
+        self.block3 = each(4 * width, 4 * width)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(networks * 4 * width, num_classes)
+        nn.init.normal_(self.head.weight, std=1 / (4 * width))
+        nn.init.zeros_(self.head.bias)
+
+    def whiten(self, images: Tensor) -> None:
+        """As that of `SmallCNN`."""
+        self.stem.whiten(images)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) -> what all networks say of all of them, (N, networks * 4 * width).
+
+        Divided by their number, so that the head gives the mean of their logits.
+        """
+        networks = len(self.block1)
+        seen = self._seen([F.gelu(self.stem(images))] * networks)
+        return torch.cat(seen, dim=1) / networks
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W), normalised, H and W at least 8 -> logits (N, num_classes).
+
+        In training those of each image are one network's.
+        """
+        if not self.training:
+            logits: Tensor = self.head(self.dropout(self.embed(images)))
+            return logits
+        networks = len(self.block1)
+        parts = F.gelu(self.stem(images)).tensor_split(min(networks, len(images)))
+        weights = self.head.weight.chunk(networks, dim=1)
+        return torch.cat(
+            [
+                F.linear(self.dropout(features), weights[number], self.head.bias)
+                for number, features in enumerate(self._seen(parts))
+            ]
+        )
+
+    def _seen(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """A part for each network -> its features (n, 4 * width)."""
+        return [
+            x.flatten(2).max(dim=2).values for x in self.block3(self.block2(self.block1(parts)))
+        ]
 
     @property
     def stages(self) -> tuple[tuple[str, nn.Module], ...]:
