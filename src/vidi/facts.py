@@ -6,7 +6,7 @@ plan can be made again and compared.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -145,6 +145,10 @@ class StepTiming(Frozen):
     rejected: str = ""
 
 
+# A forward pass alone is about so many times as fast as training.
+FORWARD_AGAINST_TRAINING: Final = 2.7
+
+
 class Measurements(Frozen):
     """What the probe saw. Times are medians."""
 
@@ -154,6 +158,18 @@ class Measurements(Frozen):
     probe_s: float = 0.0
     # Seconds since the process was started, when the plan was made; a time budget counts them.
     spent_s: float = 0.0
+
+    @property
+    def training_images_per_second(self) -> float | None:
+        """Of the fastest way that is not out."""
+        return max((s.images_per_second for s in self.steps if not s.rejected), default=None)
+
+    @property
+    def judging_images_per_second(self) -> float | None:
+        """As measured, else what the rate of training says."""
+        if self.evaluation_images_per_second or not self.training_images_per_second:
+            return self.evaluation_images_per_second
+        return FORWARD_AGAINST_TRAINING * self.training_images_per_second
 
 
 class Facts(Frozen):

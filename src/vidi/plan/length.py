@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from vidi.config import Config
-from vidi.facts import Facts, Measurements
+from vidi.facts import FORWARD_AGAINST_TRAINING, Facts, Measurements
 from vidi.words import count
 
 
@@ -38,7 +38,7 @@ def horizon_rule(
         budget_s = config.train.minutes * 60
         epochs = affordable_epochs(budget_s, facts, sides)
         why = f"{epochs:.1f} epochs fit into {budget_s:,.0f} s"
-        why += f" at {_images_per_second(facts.measured)[0]:,.0f} images/s"
+        why += f" at {facts.measured.training_images_per_second or 0.0:,.0f} images/s"
         return max(1, math.floor(min(epochs, longest) * steps_per_epoch)), why
     # About 1,500 updates for a small data set, 15 looks at each image for a large one.
     epochs = min(60, max(15, math.ceil(1_500 / (steps_per_epoch * networks))))
@@ -81,7 +81,7 @@ def affordable_epochs(budget_s: float, facts: Facts, sides: Sequence[int]) -> fl
     """
     measured, dataset = facts.measured, facts.dataset
     assert measured is not None
-    training, forward = _images_per_second(measured)
+    training, forward = _rates(measured)
     training_s = dataset.num_images("train") / training
     training_s *= sum(step_cost(side, sides[-1]) for side in sides) / len(sides)
     # Validation after every epoch, or more seldom when it would take more than its share.
@@ -91,12 +91,11 @@ def affordable_epochs(budget_s: float, facts: Facts, sides: Sequence[int]) -> fl
     return max(0.0, left_s) / (training_s + evaluation_s)
 
 
-def _images_per_second(measured: Measurements) -> tuple[float, float]:
-    """Of training, at the size that was measured, and of evaluation."""
-    training = max(
-        (step.images_per_second for step in measured.steps if not step.rejected), default=1.0
-    )
-    return training, measured.evaluation_images_per_second or 3 * training
+def _rates(measured: Measurements) -> tuple[float, float]:
+    """Images a second of training, at the size that was measured, and of judging."""
+    # Where every way is out, the training says why.
+    training = measured.training_images_per_second or 1.0
+    return training, measured.judging_images_per_second or FORWARD_AGAINST_TRAINING * training
 
 
 # Share of the training time that may go into validating along the way.
@@ -108,7 +107,7 @@ def evaluation_share(facts: Facts) -> float:
     measured = facts.measured
     if measured is None:
         return 0.0
-    training, forward = _images_per_second(measured)
+    training, forward = _rates(measured)
     images = facts.dataset.num_images
     return images("validation") / forward / (images("train") / training)
 

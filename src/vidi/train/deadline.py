@@ -46,7 +46,7 @@ class Deadline:
             return None
         judged = facts.dataset.num_images("validation") + facts.dataset.num_images("test")
         # Judging computes in float32 and bootstraps; it is slower than a bare forward pass.
-        forward = facts.measured.evaluation_images_per_second or float("inf")
+        forward = facts.measured.judging_images_per_second or float("inf")
         reserve_s = OVERHEAD_S + 2 * judged / forward
         return cls(started_at + config.train.minutes * 60 - reserve_s)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final, NamedTuple
 
+from vidi.facts import FORWARD_AGAINST_TRAINING
 from vidi.plan import epochs_of
 from vidi.plan.budget import judging_s
 from vidi.study import Trial
@@ -21,8 +22,6 @@ SLACK_S: Final = 1.5
 SLACK_SHARE: Final = 0.02
 # A retraining is begun with so many times the time that it is expected to take.
 RETRAINING_SPARE: Final = 1.15
-# A forward pass alone is about so many times as fast as training.
-FORWARD_AGAINST_TRAINING: Final = 2.7
 
 
 class Division(NamedTuple):

@@ -21,10 +21,10 @@ from vidi.run import Run
 from vidi.study import Rung, Trial
 from vidi.train.prepare import Prepared
 from vidi.train.trial import Shared, advance
-from vidi.tune.budget import FORWARD_AGAINST_TRAINING, Clock, divide, retraining_share
+from vidi.tune.budget import Clock, divide, retraining_share
 from vidi.tune.rungs import Rules, next_action
 from vidi.tune.sampling import Wish, suggest
-from vidi.tune.work import SPARE_S, Work, counts_of
+from vidi.tune.work import SPARE_S, UNMEASURED, Work, counts_of
 
 # Less time than this is no training.
 LEAST_TRAINING_S: Final = 5.0
@@ -93,10 +93,9 @@ def _decide(work: Work, shared: Shared, left_s: float) -> None:
 def _rates(prepared: Prepared) -> tuple[float | None, float]:
     """Images a second of training, where that was measured, and of judging."""
     measured = prepared.facts.measured
-    steps = [] if measured is None else [each for each in measured.steps if not each.rejected]
-    rate = max((each.images_per_second for each in steps), default=None)
-    forward = None if measured is None else measured.evaluation_images_per_second
-    return rate, forward or (FORWARD_AGAINST_TRAINING * rate if rate else 1_000.0)
+    if measured is None:
+        return None, UNMEASURED
+    return measured.training_images_per_second, measured.judging_images_per_second or UNMEASURED
 
 
 def _one(work: Work, shared: Shared) -> None:

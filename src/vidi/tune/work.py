@@ -35,6 +35,8 @@ from vidi.train.trial import Shared, reopened_trial
 
 # Runs that end by the clock end so long before the time is over, besides what is measured.
 SPARE_S: Final = 0.5
+# Images a second of a forward pass, where there was no time to measure.
+UNMEASURED: Final = 1_000.0
 # Shorter trainings are validated once, at their end.
 SELDOM_BELOW_EPOCHS: Final = 4.0
 # The time is written down so often, for whoever goes on after a kill.
@@ -248,7 +250,7 @@ class Work:
                     state.average.reset(prepared.model)
         if forward is None:
             measured = prepared.facts.measured
-            forward = (measured and measured.evaluation_images_per_second) or 1_000.0
+            forward = (measured and measured.judging_images_per_second) or UNMEASURED
         if ends_at is None:
             ends_at = self.clock.ends_at - self.ending_s(counts_of(shared), forward)
         reason = trial.reason
