@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,27 @@ def test_single_precision_gives_the_head_of_double_precision(folds: int) -> None
         return (values @ found.weight.T + found.bias).softmax(1)
 
     np.testing.assert_allclose(head(values), head(values.double()), atol=5e-3)
+
+
+def test_where_single_precision_does_not_come_to_an_end_double_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values, labels = clouds()
+
+    def head() -> Tensor:
+        one = [Candidate(0.01, 0.0)]
+        found = choose_head(values, labels, Loss(), CLASSES, candidates=one, num_train=200)
+        return (values @ found.weight.T + found.bias).softmax(1)
+
+    eigh, usual = torch.linalg.eigh, head()
+
+    def fails(products: Tensor) -> Any:
+        if products.dtype == torch.float32:
+            raise RuntimeError("the algorithm failed to converge")
+        return eigh(products)
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    np.testing.assert_allclose(head(), usual, atol=5e-3)
 
 
 def test_the_candidate_that_held_out_images_like_best_is_chosen() -> None:

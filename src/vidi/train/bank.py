@@ -101,10 +101,21 @@ class _Turned(NamedTuple):
             basis = torch.eye(length, dtype=standard.dtype)
             spread, turned = standard.square().mean(0), standard
         else:
-            spread, basis = torch.linalg.eigh(standard.T @ standard / len(standard))
+            spread, basis = _directions(standard.T @ standard / len(standard))
             turned = standard @ basis
         turned = torch.cat([turned, turned.new_ones(len(turned), 1)], dim=1)
         return cls(standard, turned, basis, spread.clamp(min=0.0))
+
+
+def _directions(products: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of a symmetric matrix."""
+    try:
+        spread, basis = torch.linalg.eigh(products)
+    except RuntimeError:
+        # Of fewer images than features most eigenvalues are zero, and LAPACK's single precision may
+        # not come to an end (1,280 features of 34 images on one thread).
+        spread, basis = torch.linalg.eigh(products.double())
+    return spread.to(products.dtype), basis.to(products.dtype)
 
 
 def choose_head(
