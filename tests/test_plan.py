@@ -102,11 +102,50 @@ def test_the_small_network_is_as_wide_as_the_time_allows(
 ) -> None:
     config = Config() if minutes is None else asked(train__minutes=minutes)
     plan = plan_for(
-        config, dataset=dataset(px=px, num_train=num_train), machine=machine(**machine_has)
+        config,
+        dataset=dataset(px=px, num_train=num_train, grey=True),
+        machine=machine(**machine_has),
     )
     assert plan.model.name == name
     assert plan.optimizer.name == "muon_hyperball"
     assert (plan.schedule.name, plan.schedule.warmup_fraction) == ("linear", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_train", "changes", "machine_has", "name"),
+    [
+        ({}, 1_000, {}, {}, "efficientnet_lite0"),
+        ({}, 50_000, {}, {}, "small_cnn"),
+        ({}, 1_000, {"grey": True}, {}, "small_cnn"),
+        ({}, 1_000, {"height_px": (16, 16, 16)}, {}, "small_cnn"),
+        ({}, 1_000, {}, {"accelerators": (CARD,)}, "efficientnet_lite0"),
+        ({"train__minutes": 1}, 1_000, {}, {}, "efficientnet_lite0"),
+        ({"train__minutes": 1}, 1_000, {}, {"cpu_bfloat16": False}, "efficientnet_lite0"),
+        ({"train__minutes": 0.1}, 1_000, {}, {}, "small_cnn"),
+        ({"train__minutes": 60}, 50_000, {}, {"accelerators": (CARD,)}, "small_cnn_x4"),
+        ({"model__weights": "none"}, 1_000, {}, {}, "small_cnn"),
+        ({"data__image_px": 32}, 1_000, {}, {}, "small_cnn"),
+        ({"model__weights": "imagenet"}, 50_000, {"grey": True}, {}, "efficientnet_lite0"),
+        ({"model__name": "efficientnet_lite0"}, 50_000, {}, {}, "efficientnet_lite0"),
+    ],
+)
+def test_small_pictures_are_enlarged_for_weights_that_know_more_than_they_say(
+    settings: dict[str, Any],
+    num_train: int,
+    changes: dict[str, Any],
+    machine_has: dict[str, Any],
+    name: str,
+) -> None:
+    facts = dataset(px=32, num_train=num_train, **changes)
+    plan = plan_for(asked(**settings), dataset=facts, machine=machine(**machine_has), weights=LITE0)
+    assert plan.model.name == name
+    if name == "efficientnet_lite0":
+        assert plan.model.weights == "imagenet"
+        assert (plan.pixels.image_px, plan.pixels.store_px) == (128, 128)
+        assert plan.augment.crop == "resized"
+    else:
+        assert plan.model.weights == "none"
+        assert plan.pixels.image_px == 32
 
 
 def test_networks_that_share_a_batch_are_planned_as_each_alone() -> None:
@@ -136,7 +175,7 @@ def test_tiny_images_are_shown_larger() -> None:
 def test_few_images_are_varied_more_when_a_network_starts_from_scratch(
     num_train: int, policy: str, erased: float
 ) -> None:
-    augment = plan_for(dataset=dataset(num_train=num_train)).augment
+    augment = plan_for(dataset=dataset(num_train=num_train, grey=True)).augment
     assert (augment.policy, augment.erase_probability) == (policy, erased)
     photos = plan_for(**PHOTOS).augment
     assert (photos.policy, photos.erase_probability) == ("none", 0.0)
@@ -149,6 +188,38 @@ def test_photos_are_fine_tuned_from_weights_at_hand() -> None:
     assert plan.pixels.mean == LITE0.mean
     assert plan.augment.crop == "resized"
     assert plan.optimizer.name == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_train", "head"),
+    [
+        ({}, 3_000, "first"),
+        ({}, 200_000, "with_the_rest"),
+        ({"train__minutes": 5}, 3_000, "first"),
+        ({"train__minutes": 0.5}, 3_000, "with_the_rest"),
+        ({"train__head": "with_the_rest"}, 3_000, "with_the_rest"),
+        ({"model__name": "resnet18", "model__weights": "imagenet"}, 3_000, "with_the_rest"),
+        ({"model__weights": "none"}, 3_000, "with_the_rest"),
+    ],
+)
+def test_a_head_is_fitted_first_where_there_is_time(
+    settings: dict[str, Any], num_train: int, head: str
+) -> None:
+    facts = {**PHOTOS, "dataset": dataset(px=400, num_train=num_train)}
+    if settings.get("model__weights") == "none":
+        facts["weights"] = None
+    assert plan_for(asked(**settings), **facts).head == head
+
+
+def test_the_minutes_are_for_the_head_too() -> None:
+    slow = measured(float32_last=20).model_copy(update={"evaluation_images_per_second": 60.0})
+    facts: dict[str, Any] = {**PHOTOS, "dataset": dataset(px=400, num_train=3_000)}
+    epochs = [
+        plan_for(asked(train__minutes=30, train__head=head), measured=slow, **facts).num_epochs
+        for head in ("first", "with_the_rest")
+    ]
+    # Two looks at 3,300 images take 110 s, and an epoch at 20 images a second 150 s and more.
+    assert 0.5 < epochs[1] - epochs[0] < 0.8
 
 
 def test_every_decision_has_a_reason_and_a_value() -> None:
@@ -272,7 +343,11 @@ def test_an_asked_precision_is_kept_though_it_is_slower() -> None:
 @pytest.mark.parametrize("minutes", [1, 5, 20])
 def test_minutes_become_as_many_epochs_as_fit(minutes: float) -> None:
     rate = 2_000.0
-    plan = plan_for(asked(train__minutes=minutes), measured=measured(float32_last=rate))
+    plan = plan_for(
+        asked(train__minutes=minutes),
+        dataset=dataset(grey=True),
+        measured=measured(float32_last=rate),
+    )
     training_s = plan.work(0, plan.horizon_steps) * plan.batch_size / rate
     assert 0.75 * minutes * 60 < training_s < minutes * 60
 

@@ -93,7 +93,7 @@ def test_what_the_base_has_is_switched_off_and_what_it_lacks_switched_on() -> No
 
 def test_layers_are_a_factor_of_fine_tuning_only() -> None:
     assert named(None, "layers") == {}
-    assert "head: fitted first" in named({"model.weights": "imagenet"}, "layers")
+    assert "head: with the rest" in named({"model.weights": "imagenet"}, "layers")
 
 
 def test_what_the_plan_refuses_is_left_out_with_its_reason() -> None:

@@ -18,6 +18,8 @@ from PIL import Image
 import vidi
 from vidi import config
 from vidi.errors import ConfigError, Interrupted, MismatchError, UsageError
+from vidi.own_data import plan_of
+from vidi.plan import pixels
 from vidi.plan.budget import Trainings
 from vidi.run import Run
 from vidi.study import Study
@@ -155,12 +157,12 @@ def test_a_slow_machine_gets_a_head_on_smaller_images(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crawls(self: Extractor, *_: object) -> float:
-        return 0.25 * (224 / self.image_px) ** 2
+        return 0.25 * (128 / self.image_px) ** 2
 
     monkeypatch.setattr(Extractor, "rate", crawls)
     study = fit(photos, tmp_path / "fit", {**SMALL, "data.image_px": None})
     first = study.trials()[0]
-    assert first.settings["data.image_px"] < 224
+    assert first.settings["data.image_px"] < 128
     assert Run.open(study.final_path).evaluated_splits() == ("test", "validation")
     assert noted(study).count("making the images smaller") == 1
 
@@ -244,6 +246,27 @@ def test_of_several_trainings_the_best_is_kept_and_compared_with_the_default(
     assert event["answer"] == better
     compared = [each["trial"] for each in study.events.read() if each["event"] == "compared"]
     assert compared == ([2] if better == 2 else [])
+
+
+@pytest.mark.slow
+def test_small_pictures_are_enlarged_and_what_is_left_is_for_a_network_from_scratch(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels, "ENLARGED_PX", 32)
+    machine = {name: value for name, value in MANY.items() if name.startswith("machine")}
+    study = fit(photos, tmp_path / "fit", {**machine, "machine.threads": 1})
+    head, *_, last = study.trials()
+    first, second = (plan_of(study.trial_run(one.number)) for one in (head, last))
+    assert (first.model.name, first.model.weights) == ("efficientnet_lite0", "imagenet")
+    assert (first.pixels.image_px, first.pixels.store_px) == (32, 32)
+    assert last.origin == "a small network from scratch"
+    assert (second.model.name, second.model.weights) == ("small_cnn", "none")
+    assert second.pixels.image_px == 40
+    assert last.status == "finished"
+    assert noted(study).index("training from scratch, too") > noted(study).index(
+        "fine-tuning all layers from there"
+    )
+    assert Run.open(study.final_path).evaluated_splits()
 
 
 def test_a_search_brings_the_default_to_its_end_and_ctrl_c_ends_it_with_the_best(

@@ -13,7 +13,7 @@ from vidi.plan.execution import TIMEOUT_S
 from vidi.plan.feeding import Build, Place, Sampling
 from vidi.plan.length import epochs_of
 from vidi.plan.making import annealed, make, retimed
-from vidi.plan.network import SMALL_IMAGE_PX, Choice, choose_model
+from vidi.plan.network import SMALL_IMAGE_PX, Choice, choose_model, is_enlarged
 from vidi.plan.sharding import with_sharding
 from vidi.plan.values import (
     ExecutionPlan,
@@ -42,6 +42,7 @@ __all__ = [
     "annealed",
     "choose_model",
     "epochs_of",
+    "is_enlarged",
     "make",
     "retimed",
     "with_sharding",

@@ -9,7 +9,7 @@ from vidi.config import Config
 from vidi.facts import DatasetFacts
 from vidi.image import PixelContract
 from vidi.plan.decisions import Decisions
-from vidi.plan.network import SMALL_NETWORKS
+from vidi.plan.network import SMALL_NETWORKS, is_enlarged
 from vidi.plan.pixels import SMALL_CROP_PX
 
 
@@ -26,7 +26,8 @@ def decide_augmentation(
     margin = pixels.store_px > pixels.image_px
     padded = pixels.resize == "pad" and pixels.image_px > SMALL_CROP_PX
     crop_rule: tuple[Literal["none", "pad", "resized"], str] = ("pad", "small images are shifted")
-    if margin or padded:
+    enlarged = is_enlarged(dataset, pretrained=pretrained) and pixels.image_px > SMALL_CROP_PX
+    if margin or padded or enlarged:
         crop_rule = ("resized", "photos are cropped and scaled; Szegedy et al. 2015")
     crop = decided.take("augment.crop", asked.crop, crop_rule)
     padding = decided.take(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
+from vidi.plan.network import SMALL_IMAGE_PX
+
 # Of a time that is forecast, what is planned; the rest is for a machine that slows down.
 PLANNED_SHARE: Final = 0.95
 # Python's end, the last files, whatever else has no measurement.
@@ -211,7 +213,8 @@ def smaller_px(
         px = max(PX_STEP, round(share * image_px / PX_STEP) * PX_STEP)
         rate = forward * (image_px / px) ** 2
         least_s = opened_s + needed_s(counts, rate, num_features, num_classes)
-        if px < image_px and least_s <= PLANNED_SHARE * left_s:
+        # Below that a network leaves strides out, and is no faster.
+        if SMALL_IMAGE_PX <= px < image_px and least_s <= PLANNED_SHARE * left_s:
             return px
     return None
 

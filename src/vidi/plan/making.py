@@ -17,7 +17,7 @@ from vidi.plan.execution import (
     fastest,
 )
 from vidi.plan.feeding import decide_sampling
-from vidi.plan.length import evaluate_every_rule, evaluation_share, horizon_rule
+from vidi.plan.length import evaluate_every_rule, evaluation_share, head_s, horizon_rule
 from vidi.plan.loss import decide_loss
 from vidi.plan.network import choose_model, networks_of, views_rule, weights_rule
 from vidi.plan.optimizing import (
@@ -82,7 +82,7 @@ def make(config: Config, facts: Facts) -> Plan:
         decided.reasons["accumulate"] += f"; {local_batch_size} images as parts of {part}, the " + (
             "last one smaller; each image counts alike"
         )
-    head = decide_head(config, decided, pretrained=pretrained)
+    head = decide_head(config, facts, decided, model.name, pixels.image_px, pretrained=pretrained)
     optimizer = decide_optimizer(
         config,
         decided,
@@ -108,6 +108,7 @@ def make(config: Config, facts: Facts) -> Plan:
             sizes[0],
             pretrained=pretrained,
             networks=networks_of(model.name),
+            before_s=head_s(facts, pixels.image_px) if head == "first" else 0.0,
         ),
     )
     steps_per_epoch = max(1, num_train // batch_size)

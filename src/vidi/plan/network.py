@@ -6,11 +6,15 @@ from typing import NamedTuple
 
 from vidi.augment_settings import AugmentSettings, WholeViews
 from vidi.config import Config
-from vidi.facts import Facts
+from vidi.facts import SPLITS, DatasetFacts, Facts
 
-# Images smaller than this are trained from scratch at their own size: a pretrained network that
-# reduces 224 px by 32 has nothing left of them. The rule is checked in docs/measurements.md.
+# A pretrained network that reduces 224 px by 32 has nothing left of images smaller than this: they
+# are shown to it enlarged, or learnt from scratch at their own size.
 SMALL_IMAGE_PX = 96
+# Of how many px they are then. Below so many, and without colour, they show signs rather than
+# things, which ImageNet's weights know nothing of.
+ENLARGED_PX = 128
+_THINGS_FROM_PX = 24
 
 
 class Choice(NamedTuple):
@@ -65,21 +69,53 @@ def choose_model(config: Config, facts: Facts) -> Choice:
     """Which network and weights: the first decision, because its facts are needed for the rest."""
     asked, dataset = config.model, facts.dataset
     short_px = min(dataset.height_px[1], dataset.width_px[1])
-    small = min(short_px, config.data.image_px or short_px) < SMALL_IMAGE_PX
+    shown_small = (config.data.image_px or SMALL_IMAGE_PX) < SMALL_IMAGE_PX
+    small = shown_small or short_px < SMALL_IMAGE_PX
+    signs = small and (short_px < _THINGS_FROM_PX or dataset.grey)
     if asked.name is not None:
-        weights = asked.weights or (
-            "imagenet" if asked.name in _OFFLINE_WEIGHTS and not small else "none"
-        )
-        return Choice(asked.name, weights, "asked for")
-    if small:
-        name, why = _small_network(config, facts, short_px)
-        reason = f"images of {short_px} px are learnt faster from scratch, by a small network{why}"
-        return Choice(name, asked.weights or "none", reason)
-    return Choice(
-        "efficientnet_lite0",
-        asked.weights or "imagenet",
-        f"photos ({short_px} px): start from ImageNet weights that need no network",
-    )
+        offline = asked.name in OFFLINE_WEIGHTS and not (shown_small or signs)
+        return Choice(asked.name, asked.weights or ("imagenet" if offline else "none"), "asked for")
+    if small and asked.weights in (None, "none"):
+        why = ""
+        if asked.weights is None and not (shown_small or signs):
+            why = _worth_tuning(config, facts, short_px)
+        if not why:
+            name, why = _small_network(config, facts, short_px)
+            why = f"images of {short_px} px are learnt faster from scratch, by a small network{why}"
+            return Choice(name, "none", why)
+    else:
+        why = f"photos ({short_px} px): start from ImageNet weights that need no network"
+    return Choice("efficientnet_lite0", asked.weights or "imagenet", why)
+
+
+def is_enlarged(dataset: DatasetFacts, *, pretrained: bool) -> bool:
+    """Whether the images are shown larger than they are, because the weights know nothing else."""
+    return pretrained and max(dataset.height_px[1], dataset.width_px[1]) < SMALL_IMAGE_PX
+
+
+# Of more images, all splits together, what a network from scratch learns has not been compared:
+# docs/measurements.md.
+_FEW_TO_ENLARGE = 25_000
+# Images a second of a core while the pretrained network learns enlarged ones, before anything was
+# measured: with bfloat16, and without.
+_GUESSED_TUNING_RATES = (45.0, 15.0)
+# In less time than so many looks at every image would take, there is none for its features.
+_LOOKS_WORTH_TUNING = 1.2
+
+
+def _worth_tuning(config: Config, facts: Facts, short_px: int) -> str:
+    """Why a pretrained network is ahead on small images, in that time; empty where it is not."""
+    # Of all splits: in which of them an image is may still change, when copies are found.
+    num_images = sum(facts.dataset.num_images(split) for split in SPLITS)
+    if num_images >= _FEW_TO_ENLARGE:
+        return ""
+    on_processor = not facts.machine.accelerators or config.machine.device == "cpu"
+    if config.train.minutes is not None and on_processor:
+        core = _GUESSED_TUNING_RATES[0 if facts.machine.cpu_bfloat16 else 1]
+        rate = facts.machine.usable_cores * core
+        if config.train.minutes * 60 * rate < _LOOKS_WORTH_TUNING * num_images:
+            return ""
+    return f"{num_images:,} images of {short_px} px say less than ImageNet's weights: enlarged"
 
 
 def _small_network(config: Config, facts: Facts, image_px: int) -> tuple[str, str]:
@@ -140,7 +176,7 @@ def views_rule(name: str, augment: AugmentSettings) -> tuple[WholeViews, str]:
 
 
 # Pretrained weights that come with vidi's own dependencies.
-_OFFLINE_WEIGHTS = frozenset({"efficientnet_lite0"})
+OFFLINE_WEIGHTS = frozenset({"efficientnet_lite0"})
 
 
 def weights_rule(choice: Choice) -> tuple[str, str]:

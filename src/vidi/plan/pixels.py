@@ -8,7 +8,7 @@ from vidi.config import Config
 from vidi.facts import DatasetFacts, Facts
 from vidi.image import PixelContract
 from vidi.plan.decisions import Decisions
-from vidi.plan.network import SMALL_IMAGE_PX, SMALL_NETWORKS
+from vidi.plan.network import ENLARGED_PX, SMALL_IMAGE_PX, SMALL_NETWORKS, is_enlarged
 
 # Up to this size images are shifted by padding; larger ones are cropped and scaled.
 SMALL_CROP_PX = 48
@@ -24,7 +24,10 @@ def decide_pixels(
 ) -> PixelContract:
     asked, dataset, weights = config.data, facts.dataset, facts.weights
     median_h, median_w = dataset.height_px[1], dataset.width_px[1]
-    if pretrained and weights is not None:
+    enlarged = is_enlarged(dataset, pretrained=pretrained)
+    if enlarged:
+        size_rule = (ENLARGED_PX, "small images are enlarged; docs/measurements.md")
+    elif pretrained and weights is not None:
         size_rule = (weights.image_px, "the size that the weights were trained at")
     elif max(median_h, median_w) < TINY_IMAGE_PX and model_name in SMALL_NETWORKS:
         size_rule = (TINY_IMAGE_PX, "tiny images are shown larger; see docs/measurements.md")
@@ -41,7 +44,9 @@ def decide_pixels(
     resize = decided.take("pixels.resize", asked.resize, _resize_rule(dataset, exact=exact))
     # Photos: room around the crop. 8/7 is the 256 to 224 px of AlexNet and all that followed it.
     fraction = weights.crop_fraction if pretrained and weights is not None else 7 / 8
-    if exact or image_px <= SMALL_CROP_PX:
+    if enlarged:
+        store_rule = image_px, "no margin: small images show nothing but their thing"
+    elif exact or image_px <= SMALL_CROP_PX:
         store_rule = image_px, "no margin: small images are shifted, not cropped"
     elif resize == "pad":
         store_rule = image_px, "no margin: padded images are shown whole"

@@ -9,21 +9,31 @@ from vidi.config import Config
 from vidi.errors import ConfigError
 from vidi.facts import Facts
 from vidi.plan.decisions import Decisions
-from vidi.plan.length import affordable_epochs
-from vidi.plan.network import SMALL_NETWORKS, networks_of
+from vidi.plan.length import affordable_epochs, head_s
+from vidi.plan.network import OFFLINE_WEIGHTS, SMALL_NETWORKS, networks_of
 from vidi.plan.values import ExecutionPlan, Head, Stage
 
 T = TypeVar("T")
 
 
-def decide_head(config: Config, decided: Decisions, *, pretrained: bool) -> Head:
+def decide_head(
+    config: Config,
+    facts: Facts,
+    decided: Decisions,
+    model_name: str,
+    image_px: int,
+    *,
+    pretrained: bool,
+) -> Head:
     """Whether the head is fitted on features before the rest learns.
 
     Raises:
         ConfigError: the network is not pretrained, so it has no features worth keeping.
     """
     head: Head = decided.take(
-        "head", config.train.head, ("with_the_rest", "a warm-up keeps the features from harm")
+        "head",
+        config.train.head,
+        _head_rule(config, facts, model_name, image_px, pretrained=pretrained),
     )
     if head != "with_the_rest" and not pretrained:
         raise ConfigError(
@@ -32,6 +42,27 @@ def decide_head(config: Config, decided: Decisions, *, pretrained: bool) -> Head
             fix="set model.weights, or leave train.head out",
         )
     return head
+
+
+# Features of more images are not kept for a head alone: 1,280 numbers of each.
+_MOST_FEATURES = 100_000
+# Of the minutes, what a head may take before the rest learns.
+_HEAD_SHARE = 0.8
+
+
+def _head_rule(
+    config: Config, facts: Facts, model_name: str, image_px: int, *, pretrained: bool
+) -> tuple[Head, str]:
+    """A head that fits the features is a better start than random weights (Kumar et al. 2022)."""
+    if not pretrained:
+        return "with_the_rest", "everything learns from its start"
+    images = facts.dataset.num_images
+    if model_name not in OFFLINE_WEIGHTS or images("train") > _MOST_FEATURES:
+        return "with_the_rest", "a warm-up keeps the features from harm"
+    minutes = config.train.minutes
+    if minutes is not None and head_s(facts, image_px) > _HEAD_SHARE * 60 * minutes:
+        return "with_the_rest", "no time to look at every image for the head alone"
+    return "first", "from random weights it would learn for an epoch what a fit has in a third"
 
 
 # Sides of the images in equal parts of a run that is short for its images: 20, 26 and 32 of 32 px

@@ -11,7 +11,7 @@ from typing import Any
 
 from vidi.config import Config
 from vidi.errors import ConfigError, Interrupted, UsageError, nearest
-from vidi.plan import choose_model
+from vidi.plan import Choice, choose_model, is_enlarged
 from vidi.plan.budget import EXPORT_S, FEW_HELD_OUT
 from vidi.run import data_name
 from vidi.signals import Stop, watched
@@ -20,7 +20,7 @@ from vidi.train.prepare import Extensions
 from vidi.train.trial import Shared
 from vidi.tune.answer import compare, finish
 from vidi.tune.pretrained import fit_pretrained
-from vidi.tune.scratch import fit_from_scratch
+from vidi.tune.scratch import fit_from_scratch, from_scratch_too
 from vidi.tune.work import Clock, Doing, Show, Work, kept
 
 __all__ = ["Doing", "Show", "fit"]
@@ -110,15 +110,36 @@ def fit(
 
 def _run(work: Work) -> None:
     work.doing("looking at the images", "what they are decides how they are learnt")
-    with Shared(work.data, work.config, work.extensions, say=work.say) as shared:
+    # Which network is worth it depends on the time that there is for it.
+    timed = work.config.with_settings({"train.minutes": work.clock.budget_s / 60})
+    with Shared(work.data, timed, work.extensions, say=work.say) as shared:
         work.check()
         _warn_of_few(work, shared)
-        if choose_model(work.config, shared.facts).weights != "none":
-            fit_pretrained(work, shared)
+        choice = _network(work, timed, shared)
+        if choice.weights != "none":
+            fit_pretrained(work, shared, choice)
+            if _might_be_better_from_scratch(work, shared):
+                from_scratch_too(work, shared)
         else:
+            if choose_model(work.config, shared.facts).weights != "none":
+                work.config = work.config.with_settings({"model.weights": "none"})
             fit_from_scratch(work, shared)
         compare(work, first=1)
         finish(work, shared)
+
+
+def _might_be_better_from_scratch(work: Work, shared: Shared) -> bool:
+    """Where the network was our choice, and the images are not what its weights have seen."""
+    asked = work.config.model
+    ours = asked.name is None and asked.weights is None and work.extensions.model is None
+    return ours and is_enlarged(shared.facts.dataset, pretrained=True)
+
+
+def _network(work: Work, timed: Config, shared: Shared) -> Choice:
+    """Written down, because a continuation may be given other minutes."""
+    if "network" not in work.study.decided:
+        work.study.decide(network=choose_model(timed, shared.facts)._asdict())
+    return Choice(**work.study.decided["network"])
 
 
 def _warn_of_few(work: Work, shared: Shared) -> None:

@@ -63,6 +63,28 @@ def fit_from_scratch(work: Work, shared: Shared) -> None:
     _judge_the_best(work, shared, decided)
 
 
+# After a pretrained network, where so much of the time is left.
+_LEFT_SHARE: Final = 0.25
+# The trial of it, after those of the pretrained one.
+_FROM_SCRATCH: Final = 10
+
+
+def from_scratch_too(work: Work, shared: Shared) -> None:
+    """One training of a small network in what is left after a pretrained one: of small images, that
+    may be the better answer, and both are judged by the same images."""
+    known = work.trial(_FROM_SCRATCH)
+    if work.stop or (known is not None and known.is_over):
+        return
+    if known is None:
+        left_s = work.clock.left_s - work.bundle_s
+        if left_s < max(USEFUL_TRAINING_S, _LEFT_SHARE * work.clock.budget_s):
+            return
+        settings = {"model.weights": "none", "train.minutes": round(left_s / 60, 4)}
+        known = Trial(_FROM_SCRATCH, settings, origin="a small network from scratch")
+    work.doing("training from scratch, too", "there is time left; the better one is kept")
+    work.train(shared, known)
+
+
 def _decide(work: Work, shared: Shared, left_s: float) -> None:
     """How the time is used; written down for a continuation."""
     minutes = {"train.minutes": round(left_s / 60, 4)}
