@@ -231,6 +231,12 @@ def read(path: Path) -> Space:
 _EXAMPLE: Final = 'write [space] and below it "train.learning_rate" = { log_uniform = [0.01, 1.0] }'
 
 
+def is_open(config: Config, name: str) -> bool:
+    """Whether the setting `name`, such as "train.optimizer", is left to be decided."""
+    section, field_name = name.split(".")
+    return getattr(getattr(config, section), field_name) is None
+
+
 def default_space(config: Config, facts: DatasetFacts, *, pretrained: bool) -> Space:
     """What is worth trying on such images, of all that `config` leaves open.
 
@@ -244,11 +250,7 @@ def default_space(config: Config, facts: DatasetFacts, *, pretrained: bool) -> S
     undecided = config.train.sampling in (None, "each") and not facts.weighted
     if undecided and max(counts) > 3 * min(counts):
         found |= _against_imbalance()
-    open_ones = {
-        name: given
-        for name, given in found.items()
-        if getattr(getattr(config, name.split(".")[0]), name.split(".")[1]) is None
-    }
+    open_ones = {name: given for name, given in found.items() if is_open(config, name)}
     # Where the optimizer is asked for, only its own ranges are left.
     settled = {
         "train.optimizer": config.train.optimizer,

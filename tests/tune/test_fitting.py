@@ -19,7 +19,7 @@ import vidi
 from vidi import config
 from vidi.errors import ConfigError, Interrupted, MismatchError, UsageError
 from vidi.own_data import plan_of
-from vidi.plan import pixels
+from vidi.plan import network, pixels
 from vidi.plan.budget import Trainings
 from vidi.run import Run
 from vidi.study import Study
@@ -267,6 +267,18 @@ def test_small_pictures_are_enlarged_and_what_is_left_is_for_a_network_from_scra
         "fine-tuning all layers from there"
     )
     assert Run.open(study.final_path).evaluated_splits()
+
+
+@pytest.mark.slow
+def test_small_pictures_are_learnt_from_scratch_where_there_is_no_time_for_more(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "_LOOKS_WORTH_TUNING", 1e9)
+    machine = {name: value for name, value in MANY.items() if name.startswith("machine")}
+    study = fit(photos, tmp_path / "fit", machine, minutes=1.0)
+    first = plan_of(study.trial_run(1))
+    assert (first.model.name, first.model.weights) == ("small_cnn", "none")
+    assert first.pixels.image_px == 40
 
 
 def test_a_search_brings_the_default_to_its_end_and_ctrl_c_ends_it_with_the_best(

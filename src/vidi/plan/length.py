@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from vidi.config import Config
-from vidi.facts import FORWARD_AGAINST_TRAINING, Facts, Measurements
+from vidi.facts import Facts, Measurements
 from vidi.words import count
 
 
@@ -108,8 +108,8 @@ def head_s(facts: Facts, image_px: int) -> float:
 def _rates(measured: Measurements) -> tuple[float, float]:
     """Images a second of training, at the size that was measured, and of judging."""
     # Where every way is out, the training says why.
-    training = measured.training_images_per_second or 1.0
-    return training, measured.judging_images_per_second or FORWARD_AGAINST_TRAINING * training
+    training, judging = measured.training_images_per_second, measured.judging_images_per_second
+    return training or 1.0, judging or 1.0
 
 
 # Share of the training time that may go into validating along the way.

@@ -103,14 +103,17 @@ _GUESSED_TUNING_RATES = (45.0, 15.0)
 _LOOKS_WORTH_TUNING = 1.2
 
 
+def _on_accelerator(config: Config, facts: Facts) -> bool:
+    return bool(facts.machine.accelerators) and config.machine.device != "cpu"
+
+
 def _worth_tuning(config: Config, facts: Facts, short_px: int) -> str:
     """Why a pretrained network is ahead on small images, in that time; empty where it is not."""
     # Of all splits: in which of them an image is may still change, when copies are found.
     num_images = sum(facts.dataset.num_images(split) for split in SPLITS)
     if num_images >= _FEW_TO_ENLARGE:
         return ""
-    on_processor = not facts.machine.accelerators or config.machine.device == "cpu"
-    if config.train.minutes is not None and on_processor:
+    if config.train.minutes is not None and not _on_accelerator(config, facts):
         core = _GUESSED_TUNING_RATES[0 if facts.machine.cpu_bfloat16 else 1]
         rate = facts.machine.usable_cores * core
         if config.train.minutes * 60 * rate < _LOOKS_WORTH_TUNING * num_images:
@@ -126,7 +129,7 @@ def _small_network(config: Config, facts: Facts, image_px: int) -> tuple[str, st
     bfloat16, plain, accelerator = _GUESSED_RATES
     machine = facts.machine
     names = _WITH_TIME
-    if machine.accelerators and config.machine.device != "cpu":
+    if _on_accelerator(config, facts):
         rate = accelerator
     else:
         if num_train < _FEW_IMAGES:

@@ -117,10 +117,11 @@ def _run(work: Work) -> None:
         _warn_of_few(work, shared)
         choice = _network(work, timed, shared)
         if choice.weights != "none":
-            fit_pretrained(work, shared, choice)
+            fit_pretrained(work, shared)
             if _might_be_better_from_scratch(work, shared):
                 from_scratch_too(work, shared)
         else:
+            # A training without minutes might have time for a pretrained one.
             if choose_model(work.config, shared.facts).weights != "none":
                 work.config = work.config.with_settings({"model.weights": "none"})
             fit_from_scratch(work, shared)

@@ -16,7 +16,7 @@ from vidi.errors import UsageError
 from vidi.metrics import Predictions, evaluate
 from vidi.model import Classifier, set_head
 from vidi.own_data import plan_of
-from vidi.plan import Choice, Plan, choose_model
+from vidi.plan import Plan, choose_model
 from vidi.plan.budget import (
     ENOUGH_EPOCHS,
     FEWEST_A_CLASS,
@@ -62,14 +62,9 @@ LAST_STAGES: Final = 2
 TUNED: Final = 3
 
 
-def fit_pretrained(work: Work, shared: Shared, choice: Choice) -> None:
-    """The trials of such a fit, as many as the time allows; each is written down.
-
-    choice: the network and its weights, which other minutes might not have chosen.
-    """
+def fit_pretrained(work: Work, shared: Shared) -> None:
+    """The trials of such a fit, as many as the time allows; each is written down."""
     base: dict[str, Any] = {"train.head": "only", "machine.probe": "never"}
-    if choose_model(work.config, shared.facts).weights != choice.weights:
-        base |= {"model.name": choice.name, "model.weights": choice.weights}
     if work.config.machine.precision is None and shared.facts.machine.cpu_bfloat16:
         base["machine.precision"] = "bfloat16"
     forward = _head(work, shared, base)

@@ -102,7 +102,7 @@ def check(wanted: Wanted, workers: int) -> None:
 def _check_fidelity(wanted: Wanted) -> None:
     name = f"train.{PROGRESSIVE[wanted.fidelity]}"
     taken = [name, "train.image_px"] if wanted.fidelity == "image_px" else [name]
-    asked = [one for one in taken if not is_open(wanted.config, one)]
+    asked = [one for one in taken if not spaces.is_open(wanted.config, one)]
     axes = wanted.space if isinstance(wanted.space, Space) else ()
     asked += [axis.name for axis in axes if axis.name in taken]
     if asked:
@@ -128,8 +128,3 @@ def space_of(space: AnySpace | None) -> Space | OwnSpace | None:
     if isinstance(space, Mapping):
         return Space.of(space)
     return space
-
-
-def is_open(config: Config, name: str) -> bool:
-    section, field_name = name.split(".")
-    return getattr(getattr(config, section), field_name) is None

@@ -33,7 +33,7 @@ from vidi.space import Space
 from vidi.study import Rung, Status, Study, Trial, default_study_path
 from vidi.tune.budget import Clock, divide, judging_seconds, retraining_share, slack
 from vidi.tune.mirror import Mirror, show_all
-from vidi.tune.request import PROGRESSIVE, AnySpace, Wanted, check, is_open, space_of
+from vidi.tune.request import PROGRESSIVE, AnySpace, Wanted, check, space_of
 from vidi.tune.rungs import (
     Action,
     Fidelity,
@@ -262,7 +262,7 @@ class _Search:
         # that is about to fall in one trial and not in another.
         given = {"train.schedule": "trapezoid", "train.warmup_fraction": 0.05}
         self.config = wanted.config.with_settings(
-            {name: value for name, value in given.items() if is_open(wanted.config, name)}
+            {name: value for name, value in given.items() if spaces.is_open(wanted.config, name)}
         )
         default = make(self.config, self.facts)
         self.retraining = 0.0

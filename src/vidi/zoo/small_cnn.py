@@ -3,7 +3,7 @@
 What it takes from the fastest CIFAR-10 networks (Page 2019, "How to train your ResNet";
 hlb-CIFAR10; Jordan 2024, airbench) is what holds for other images too: few layers, each as wide as
 it pays, pooling before the norm, smooth activations, a maximum over all positions at the end, and a
-first layer that is not learnt but computed from the training images (`SmallResNet.whiten`), so that
+first layer that is not learnt but computed from the training images (`SmallCNN.whiten`), so that
 what the second one sees is decorrelated from the first step on. docs/measurements.md has what each
 of them brought on validation images.
 """
@@ -111,11 +111,26 @@ class _Block(nn.Module):
         return F.gelu(self.bn2(self.conv2(x)))
 
 
-@final
-class SmallCNN(nn.Module):
-    """Stem, three blocks that halve the image, the maximum over all positions, a linear head."""
+class _SmallNetwork(nn.Module):
+    """What one small network and several side by side have in common."""
 
     head_name = "head"
+
+    stem: ComputedConv2d
+
+    def whiten(self, images: Tensor) -> None:
+        """Compute the first layer from a few thousand images (N, C, H, W), normalised."""
+        self.stem.whiten(images)
+
+    @property
+    def stages(self) -> tuple[tuple[str, nn.Module], ...]:
+        names = ("stem", "block1", "block2", "block3", "head")
+        return tuple((name, self.get_submodule(name)) for name in names)
+
+
+@final
+class SmallCNN(_SmallNetwork):
+    """Stem, three blocks that halve the image, the maximum over all positions, a linear head."""
 
     def __init__(
         self, *, num_classes: int = 10, channels: int = 3, width: int = 32, dropout: float = 0.0
@@ -132,10 +147,6 @@ class SmallCNN(nn.Module):
         nn.init.normal_(self.head.weight, std=1 / self.head.in_features)
         nn.init.zeros_(self.head.bias)
 
-    def whiten(self, images: Tensor) -> None:
-        """Compute the first layer from a few thousand images (N, C, H, W), normalised."""
-        self.stem.whiten(images)
-
     def embed(self, images: Tensor) -> Tensor:
         """images (N, C, H, W) -> features (N, 4 * width)."""
         x: Tensor = self.block3(self.block2(self.block1(F.gelu(self.stem(images)))))
@@ -148,16 +159,6 @@ class SmallCNN(nn.Module):
         logits: Tensor = self.head(self.dropout(self.embed(images)))
         return logits
 
-    @property
-    def stages(self) -> tuple[tuple[str, nn.Module], ...]:
-        return (
-            ("stem", self.stem),
-            ("block1", self.block1),
-            ("block2", self.block2),
-            ("block3", self.block3),
-            ("head", self.head),
-        )
-
 
 @final
 class _Blocks(nn.ModuleList):
@@ -168,7 +169,7 @@ class _Blocks(nn.ModuleList):
 
 
 @final
-class SmallCNNs(nn.Module):
+class SmallCNNs(_SmallNetwork):
     """Several small networks side by side, whose mean answers (Hansen and Salamon 1990).
 
     In training each of them sees its own part of every batch, so a step takes as long as one of
@@ -177,8 +178,6 @@ class SmallCNNs(nn.Module):
     is one layer over the features of all, so whatever takes features, a head or a stage of a
     network takes those of this one.
     """
-
-    head_name = "head"
 
     def __init__(
         self,
@@ -203,10 +202,6 @@ class SmallCNNs(nn.Module):
         self.head = nn.Linear(networks * 4 * width, num_classes)
         nn.init.normal_(self.head.weight, std=1 / (4 * width))
         nn.init.zeros_(self.head.bias)
-
-    def whiten(self, images: Tensor) -> None:
-        """As that of `SmallCNN`."""
-        self.stem.whiten(images)
 
     def embed(self, images: Tensor) -> Tensor:
         """images (N, C, H, W) -> what all networks say of all of them, (N, networks * 4 * width).
@@ -240,13 +235,3 @@ class SmallCNNs(nn.Module):
         return [
             x.flatten(2).max(dim=2).values for x in self.block3(self.block2(self.block1(parts)))
         ]
-
-    @property
-    def stages(self) -> tuple[tuple[str, nn.Module], ...]:
-        return (
-            ("stem", self.stem),
-            ("block1", self.block1),
-            ("block2", self.block2),
-            ("block3", self.block3),
-            ("head", self.head),
-        )
