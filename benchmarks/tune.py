@@ -76,17 +76,19 @@ def main() -> None:
         for seed in range(asked.seeds):
             results.append(_one_seed(data, config, asked, seed, Path(folder) / str(seed)))
             print(json.dumps(results[-1], indent=1), flush=True)
+    wholes = [one["curves"]["random"][-1][0] for one in results]
+    print(f"random search: {statistics.median(wholes):.0f} s for {asked.trainings} trainings")
     for name in ["random", *asked.strategies.split(",")]:
         times = [one["seconds"][name] for one in results]
         if all(found is not None for found in times):
-            ratios = [one["seconds"]["random"] / one["seconds"][name] for one in results]
+            shares = [found / whole for found, whole in zip(times, wholes, strict=True)]
             print(
-                f"{name:8} {statistics.median(times):8.0f} s, {statistics.median(ratios):.1f} times"
-                " as fast as random search"
+                f"{name:8} as good as that after {statistics.median(times):.0f} s, "
+                f"{statistics.median(shares):.2f} of its time"
             )
         else:
             reached = sum(found is not None for found in times)
-            print(f"{name:8} reached it in {reached} of {len(times)}")
+            print(f"{name:8} as good as that in {reached} of {len(times)}")
     if asked.out:
         asked.out.write_text(json.dumps(results, indent=1) + "\n")
 

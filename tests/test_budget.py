@@ -77,13 +77,28 @@ def test_fine_tuning_begins_where_it_has_time_to_pay(left_s: float, image_px: in
 def test_the_last_stages_are_trained_where_time_and_memory_allow(
     left_s: float, kept_bytes: int, flipped: bool | None, epochs: float | None
 ) -> None:
-    found = last_stages_rule(left_s, CLOTHING, 150.0, bundle_s=16.0, kept_bytes=kept_bytes)
+    found = last_stages_rule(
+        left_s, CLOTHING, 150.0, bundle_s=16.0, kept_bytes=kept_bytes, memory_bytes=8 << 30
+    )
     assert (found and found.flipped) == flipped
     assert (found and round(found.epochs, 1)) == epochs
 
 
+def test_more_memory_keeps_mirror_images_too_and_unknown_memory_is_not_none() -> None:
+    def flipped(memory_bytes: int) -> bool | None:
+        found = last_stages_rule(
+            600.0, CLOTHING, 150.0, bundle_s=16.0, kept_bytes=600 << 20, memory_bytes=memory_bytes
+        )
+        return None if found is None else found.flipped
+
+    assert [flipped(size << 30) for size in (2, 4, 8, 10)] == [None, None, False, True]
+    assert flipped(0) is False
+
+
 def test_few_images_are_looked_at_until_the_updates_are_enough() -> None:
-    few = last_stages_rule(600.0, Counts(100, 20, 20), 150.0, bundle_s=16.0, kept_bytes=1)
+    few = last_stages_rule(
+        600.0, Counts(100, 20, 20), 150.0, bundle_s=16.0, kept_bytes=1, memory_bytes=8 << 30
+    )
     assert few is not None
     assert few.epochs == 32.0
 
@@ -103,7 +118,9 @@ def test_nothing_is_planned_that_cannot_finish(
     if tuning is not None:
         assert tuning.seconds + ending_s(counts, forward, bundle_s=16.0) <= left_s
         assert 0 < tuning.image_px <= max(32, image_px)
-    partly = last_stages_rule(left_s, counts, forward, bundle_s=16.0, kept_bytes=1)
+    partly = last_stages_rule(
+        left_s, counts, forward, bundle_s=16.0, kept_bytes=1, memory_bytes=8 << 30
+    )
     if partly is not None:
         assert partly.seconds + ending_s(counts, forward, bundle_s=16.0) <= left_s
     first = features_rule(left_s, counts, forward, 1280, 10, image_px=image_px, bundle_s=16.0)

@@ -227,27 +227,36 @@ LAST_STAGES_MOST: Final = 8.0
 # Of few images more looks: fewer steps of Adam at the full learning rate end where they happen to
 # be (30 images, 8 updates: from 100 % to 25 to 75 %; 100 updates: 100 %).
 LAST_STAGES_IMAGES: Final = 3200
-# What earlier stages say of all images is kept in memory while it is no more than this.
-MOST_KEPT_BYTES: Final = 1 << 30
+# What earlier stages say of all images is kept while it is no more of the machine's memory, and of
+# this where the system does not say how much there is.
+KEPT_SHARE: Final = 1 / 8
+UNKNOWN_MEMORY_BYTES: Final = 8 << 30
 
 
 def last_stages_rule(
-    left_s: float, counts: Counts, forward: float, *, bundle_s: float, kept_bytes: int
+    left_s: float,
+    counts: Counts,
+    forward: float,
+    *,
+    bundle_s: float,
+    kept_bytes: int,
+    memory_bytes: int,
 ) -> Partly | None:
     """The training of the last stages that fits into what is left after the first answer.
 
-    kept_bytes: what one view of each image takes in memory. None where the time is too short, or
-    the memory.
+    kept_bytes: what one view of each image takes. memory_bytes: of the machine, 0 where it is
+    not known. None where the time is too short, or the memory.
     """
     ended_s = ending_s(counts, forward, bundle_s=bundle_s)
     most = max(LAST_STAGES_MOST, LAST_STAGES_IMAGES / counts.train)
+    most_bytes = KEPT_SHARE * (memory_bytes or UNKNOWN_MEMORY_BYTES)
     for flipped in (True, False):
         views = 1 + flipped
         kept_s = views * counts.train / forward
         spare_s = PLANNED_SHARE * (left_s - ended_s) - kept_s
         epoch_s = LAST_STAGES_COST * counts.train / forward
         epochs = min(spare_s / epoch_s, most)
-        if epochs >= LAST_STAGES_FEWEST * views and views * kept_bytes <= MOST_KEPT_BYTES:
+        if epochs >= LAST_STAGES_FEWEST * views and views * kept_bytes <= most_bytes:
             seconds = kept_s + epochs * epoch_s
             seen = "images and their mirror images" if flipped else "images"
             reason = f"{epochs:.1f} looks at all {seen} fit into {seconds:.0f} s"

@@ -289,9 +289,14 @@ def _partly(
     if which is None:
         return None
     counts = counts_of(shared)
-    kept = which.kept_bytes(counts.train, plan)
-    left_s, bundle_s = work.clock.left_s, work.bundle_s
-    found = last_stages_rule(left_s, counts, forward, bundle_s=bundle_s, kept_bytes=kept)
+    found = last_stages_rule(
+        work.clock.left_s,
+        counts,
+        forward,
+        bundle_s=work.bundle_s,
+        kept_bytes=which.kept_bytes(counts.train, plan),
+        memory_bytes=shared.facts.machine.memory_bytes,
+    )
     return None if found is None else (found, which)
 
 
