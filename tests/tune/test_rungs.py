@@ -165,6 +165,8 @@ def test_pasha_opens_a_rung_only_where_rankings_disagree() -> None:
         # A failed one neither goes on nor takes a place.
         ([at(1, status="failed"), at(2, 0.6)], ("begin", 3, 0)),
         ([], ("begin", 1, 0)),
+        # One that was deleted is tried anew, under its number.
+        ([at(1, 0.5), at(3, 0.4)], ("begin", 2, 0)),
     ],
 )
 def test_what_comes_next(trials: list[Trial], expected: tuple[str, int, int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from vidi import storage
 from vidi.config import Config, parse
 from vidi.errors import (
     ConfigError,
+    DamagedError,
     DataError,
     Interrupted,
     InUseError,
@@ -141,6 +143,22 @@ def test_more_trials_go_on_where_the_search_ended(tmp_path: Path, imagined: Imag
     assert any("look number 2 at the test images" in str(line) for line in said)
     assert [one.settings for one in after[:9]] == [one.settings for one in before]
     assert len(imagined.advanced) == len(set(imagined.advanced))
+
+
+def test_a_trial_that_was_deleted_is_tried_anew(tmp_path: Path, imagined: Imagined) -> None:
+    study = searched(tmp_path / "s", sampler="random")
+    before = study.trials()
+    record = study.path / "trials" / "0004.json"
+    record.write_bytes(record.read_bytes()[:-20])
+    with pytest.raises(DamagedError, match="0004") as caught:
+        searched(tmp_path / "s", sampler="random")
+    assert "delete it with its folder" in caught.value.fix
+    record.unlink()
+    shutil.rmtree(study.trial_run_path(4))
+    imagined.advanced.clear()
+    after = searched(tmp_path / "s", sampler="random").trials()
+    assert [one.settings for one in after] == [one.settings for one in before]
+    assert {name for name, _ in imagined.advanced} == {"0004"}
 
 
 def test_another_request_is_refused_by_name(tmp_path: Path, imagined: Imagined) -> None:

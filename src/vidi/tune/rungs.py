@@ -135,7 +135,7 @@ def next_action(
     limit = rules.num_trials
     if may_begin and (limit is None or len(trials) < limit) and not out_of_patience(trials, rules):
         rung = 0 if rules.promotion != "none" else len(rules.shares) - 1
-        return Action("begin", len(trials) + 1, rung, "there is room for another")
+        return Action("begin", _free_number(trials), rung, "there is room for another")
     if busy:
         return Action("wait", why="the others are at work")
     if last := _last_one(trials, rules):
@@ -199,6 +199,12 @@ def hopeless(trial: Trial, trials: Sequence[Trial], rules: Rules, num_validation
     share = (now * num_validation + 1) / (num_validation + 2)
     error = math.sqrt(share * (1 - share) / num_validation)
     return now + max(0.0, *gains) + 2 * error < best
+
+
+def _free_number(trials: Sequence[Trial]) -> int:
+    """The first that no trial has: one may have been deleted to be tried anew."""
+    taken = {trial.number for trial in trials}
+    return next(number for number in itertools.count(1) if number not in taken)
 
 
 def _next_rung(trial: Trial, rules: Rules) -> int:
