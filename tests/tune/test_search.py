@@ -104,6 +104,21 @@ def test_a_damaged_database_is_named_and_made_again(
     assert len(imagined.advanced) == len(set(imagined.advanced))
 
 
+def test_studies_of_one_name_share_a_database_server(
+    tmp_path: Path, with_database: Imagined
+) -> None:
+    del with_database
+    url = f"sqlite:///{tmp_path / 'server.db'}"
+    foreign = optuna.create_study(study_name="s", storage=url)
+    lines: list[str] = []
+    for folder, trials in (("a", 2), ("b", 3), ("a", 4)):
+        searched(tmp_path / folder / "s", trials=trials, storage_url=url, show=lines.append)
+    names = [line.rpartition(" ")[2] for line in lines if line.startswith("the database shows")]
+    assert names[0] == names[2] != names[1]
+    shown = {one.study_name: one.n_trials for one in optuna.get_all_study_summaries(storage=url)}
+    assert shown == {foreign.study_name: 0, names[1]: 3, names[2]: 4}
+
+
 def test_kills_at_any_moment_lose_nothing_and_change_no_suggestion(
     tmp_path: Path, imagined: Imagined
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sqlite3
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,9 +32,10 @@ class Mirror:
 
     Args:
         url: of a database server; the study's own SQLite file when left out.
-        say: told when the file was damaged, or cannot be written any more.
+        say: told when the file was damaged, or cannot be written any more, and under which name the
+            study is on the server.
 
-    Raises UsageError when the server cannot be reached.
+    Needs the lock of the study. Raises UsageError when the server cannot be reached, StorageError.
     """
 
     def __init__(self, study: Study, url: str | None, *, say: Callable[[str], None]) -> None:
@@ -43,6 +45,7 @@ class Mirror:
         # Number of a trial -> the database's number, how many results it has, its state there.
         self._known: dict[int, tuple[int, int, TrialState]] = {}
         path = study.database_path
+        name = study.path.resolve().name if url is None else _name_on_server(study)
         if url is None:
             if damage := damage_of(path):
                 say(f"{path.name} is damaged ({damage}); made again from the trials")
@@ -50,7 +53,7 @@ class Mirror:
             for end in _SIDE_FILES:
                 Path(f"{path}{end}").unlink(missing_ok=True)
         try:
-            self._open(study, url or study.database_url)
+            self._open(url or study.database_url, name)
         except Exception as error:
             if url is not None:
                 first = str(error).splitlines()[0]
@@ -60,6 +63,8 @@ class Mirror:
                 ) from None
             self._give_up(error)
             return
+        if url is not None:
+            say(f"the database shows the study as {name}")
         for trial in study.trials():
             self.show(trial)
 
@@ -82,11 +87,10 @@ class Mirror:
                 self._storage.engine.dispose()
             self._storage = None
 
-    def _open(self, study: Study, url: str) -> None:
+    def _open(self, url: str, name: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._storage = optuna.storages.RDBStorage(url)
-            name = study.path.resolve().name
             with contextlib.suppress(KeyError):
                 self._storage.delete_study(self._storage.get_study_id_from_name(name))
             self._study_id = self._storage.create_new_study([StudyDirection.MAXIMIZE], name)
@@ -122,6 +126,14 @@ class Mirror:
     def _give_up(self, error: Exception) -> None:
         self._say(f"the database for the dashboard cannot be written: {str(error).splitlines()[0]}")
         self.close()
+
+
+def _name_on_server(study: Study) -> str:
+    """Its own among all that others keep there; chosen once, so that only what is ours is ever
+    replaced."""
+    if "database_name" not in study.decided:
+        study.decide(database_name=f"{study.path.resolve().name}-{secrets.token_hex(4)}")
+    return str(study.decided["database_name"])
 
 
 def damage_of(path: Path) -> str:
