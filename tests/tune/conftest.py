@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,6 +42,10 @@ FACTS = Facts(
 )
 
 
+# Longer than any test here lets its workers be silent.
+IDLE_S = 20.0
+
+
 class Killed(BaseException):
     """What a kill of the search is in these tests: nothing of it runs any more."""
 
@@ -59,10 +64,12 @@ class Imagined:
         self.killed: list[int] = []
         self.events: deque[Event] = deque()
         self.size = 1
+        self.heard_at = 0.0
 
     def __call__(self, size: int, log_path: Path) -> Imagined:
         del log_path
         self.size = size
+        self.heard_at = time.monotonic()
         self.events.clear()
         return self
 
@@ -74,7 +81,11 @@ class Imagined:
 
     def wait(self, timeout_s: float) -> Event | None:
         del timeout_s
-        return self.events.popleft() if self.events else None
+        if self.events:
+            self.heard_at = time.monotonic()
+            return self.events.popleft()
+        assert time.monotonic() - self.heard_at < IDLE_S, "the search waits for nothing"
+        return None
 
     def stop(self, worker: int) -> None:
         self.events.append(Event(worker, {"kind": "stopped", "message": ""}))

@@ -30,6 +30,7 @@ from vidi.errors import (
 )
 from vidi.space import choice, log_uniform
 from vidi.study import Study, Trial
+from vidi.tune import foreman
 
 from . import conftest
 from .conftest import FACTS, Imagined, Killed
@@ -272,6 +273,63 @@ def test_a_worker_that_dies_costs_its_trial_a_retry(tmp_path: Path, imagined: Im
     assert len([one for one in imagined.sent if one["do"] == "open"]) == 1 + 5
 
 
+def dying(*names: str) -> Callable[[Mapping[str, Any]], Any]:
+    """The first process of each of these trials dies."""
+    left = set(names)
+
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        name = Path(message.get("path", "")).name
+        if message["do"] == "advance" and name in left:
+            left.remove(name)
+            return {"kind": "died", "message": "its process was killed"}
+        return None
+
+    return misdeed
+
+
+@pytest.mark.parametrize("names", [("0001", "0002"), ("0001", "0002", "0003")])
+def test_several_workers_that_die_at_once_are_all_replaced(
+    tmp_path: Path, imagined: Imagined, names: tuple[str, ...]
+) -> None:
+    imagined.misdeed = dying(*names)
+    trials = searched(tmp_path / "s", workers=3).trials()
+    assert len(trials) == 9
+    assert [one.number for one in trials if one.retries] == [int(name) for name in names]
+    assert len(sent(imagined, "open")) == 3 + len(names)
+
+
+def test_the_others_go_on_without_a_worker_that_cannot_open_the_data(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    opened = 0
+
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        nonlocal opened
+        if message["do"] == "open":
+            opened += 1
+            if opened > 2:
+                return {"kind": "died", "message": "its process was killed"}
+        return None
+
+    imagined.misdeed = misdeed
+    lines: list[str] = []
+    assert len(searched(tmp_path / "s", workers=3, show=lines.append).trials()) == 9
+    assert any("worker 3 cannot open the data" in line for line in lines)
+    opened = 9
+    with pytest.raises(TrainingError, match="cannot open the data"):
+        searched(tmp_path / "other", workers=3)
+
+
+def test_a_worker_that_opens_the_data_for_ever_is_replaced(
+    tmp_path: Path, imagined: Imagined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreman, "OPENING_TIMEOUT_S", 0.5)
+    silent = ["silence"]
+    imagined.misdeed = lambda message: silent.pop() if silent and message["do"] == "open" else None
+    assert len(searched(tmp_path / "s", trials=2).trials()) == 2
+    assert imagined.killed == [0]
+
+
 def test_a_trial_that_tells_nothing_is_ended(tmp_path: Path, imagined: Imagined) -> None:
     def misdeed(message: Mapping[str, Any]) -> Any:
         hangs = message["do"] == "advance" and Path(message["path"]).name == "0002"
@@ -353,6 +411,41 @@ def test_ctrl_c_finishes_the_best_so_far(tmp_path: Path, imagined: Imagined) -> 
     assert vidi.Run.exists(study.final_path)
     imagined.misdeed = lambda _: None
     assert len(searched(tmp_path / "s").trials()) == 9
+
+
+def test_ctrl_c_while_the_data_are_opened_again_ends_it_at_once(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    searched(tmp_path / "s")
+
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        del message
+        os.kill(os.getpid(), signal.SIGINT)
+        return "silence"
+
+    imagined.misdeed = misdeed
+    with pytest.raises(Interrupted) as caught:
+        searched(tmp_path / "s", trials=12)
+    assert caught.value.status == 130
+
+
+def test_after_ctrl_c_the_answer_is_made_by_somebody_who_has_the_data(
+    tmp_path: Path, imagined: Imagined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a machine that is gone nothing can be saved.
+    monkeypatch.setattr(imagined, "stop", imagined.kill)
+
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        if message["do"] == "advance" and Path(message["path"]).name == "0004":
+            os.kill(os.getpid(), signal.SIGINT)
+            return "silence"
+        return None
+
+    imagined.misdeed = misdeed
+    with pytest.raises(Interrupted):
+        searched(tmp_path / "s")
+    assert [one["do"] for one in imagined.sent[-2:]] == ["open", "finish"]
+    assert vidi.Run.exists(tmp_path / "s" / "final")
 
 
 def test_sigterm_only_saves(tmp_path: Path, imagined: Imagined) -> None:

@@ -32,6 +32,7 @@ from vidi.signals import Stop, watched
 from vidi.space import Space
 from vidi.study import Rung, Status, Study, Trial, default_study_path
 from vidi.tune.budget import Clock, divide, judging_seconds, retraining_share, slack
+from vidi.tune.foreman import MAX_RETRIES, Foreman, Outcome
 from vidi.tune.mirror import Mirror, show_all
 from vidi.tune.request import PROGRESSIVE, AnySpace, Wanted, check, space_of
 from vidi.tune.rungs import (
@@ -45,13 +46,11 @@ from vidi.tune.rungs import (
     ranked,
 )
 from vidi.tune.sampling import OwnSpace, Sampler, Wish, suggest
-from vidi.tune.workers import GRACE_S, Crew, Event, Processes, error_of
+from vidi.tune.workers import GRACE_S, Crew, Processes, error_of
 from vidi.words import count, no_time
 
 # A worker that tells nothing for so long hangs. Decoding tells every few seconds.
 TIMEOUT_S: Final = 300.0
-# How often a trial may lose its process before it counts as failed.
-MAX_RETRIES: Final = 2
 # So many trials in a row may fail, with none that did not, before the search gives up.
 MAX_FAILURES: Final = 5
 # The share of a training over which the learning rate falls when there is no time for all of it.
@@ -63,9 +62,9 @@ MAY_CHANGE: Final = ("minutes", "trials", "retrain")
 # With fewer validation images than this one of them is more than a point of accuracy.
 FEW_TO_JUDGE_BY: Final = 100
 
+# What the answer is made by: a signal that came before is obeyed by doing it.
+_OF_THE_ANSWER: Final = ("finish", "conclude")
 _POLL_S: Final = 0.2
-# A pause of the whole machine that is longer than this is not counted against the workers.
-_PAUSE_S: Final = 1.0
 
 
 def tune(
@@ -188,8 +187,6 @@ class _Job:
 
     number: int
     rung: int
-    heard_at: float
-    hangs: bool = False
 
 
 @final
@@ -205,6 +202,8 @@ class _Search:
     started_at: float
     trials: dict[int, Trial] = field(default_factory=dict)
     jobs: dict[int, _Job] = field(default_factory=dict)
+    # The space, the length of a trial and its rungs are known.
+    ready: bool = False
     # No new trial is begun any more.
     closing: bool = False
     mirror: Mirror | None = None
@@ -217,6 +216,8 @@ class _Search:
         if self.wanted.minutes is not None:
             budget_s = 60 * self.wanted.minutes
             self.deadline = self.started_at + budget_s - spent_s - slack(budget_s)
+        log_path = self.study.path / "workers.log"
+        self.foreman = Foreman(self.crew, self._opening, log_path=log_path, say=self.say)
         self.facts = self._opened()
         self.opened_s = time.monotonic() - self.started_at
         self._decide()
@@ -235,11 +236,13 @@ class _Search:
 
     def _opened(self) -> Facts:
         """All workers have the data open; the first one decodes them for all."""
-        facts: Facts | None = None
-        for worker in range(self.crew.size):
-            answer = self._answer(worker, self._opening, say=worker == 0)
-            facts = facts or Facts.model_validate(answer["facts"])
-        assert facts is not None
+        while self.foreman.facts is None:
+            self.foreman.open_one()
+            self._wait_for_opening()
+        while not self.foreman.all_open:
+            self.foreman.open_all()
+            self._wait_for_opening()
+        facts = Facts.model_validate(self.foreman.facts)
         before = self.study.decided.get("fingerprint", facts.dataset.fingerprint)
         if before != facts.dataset.fingerprint:
             raise MismatchError(
@@ -247,6 +250,11 @@ class _Search:
                 fix="give a new --out, or the data that the search began with",
             )
         return facts
+
+    def _wait_for_opening(self) -> None:
+        if self.stop:
+            self._interrupted()
+        self.foreman.hear(_POLL_S)
 
     def _decide(self) -> None:
         """The space, the length of a trial and its rungs; written down for a continuation."""
@@ -309,9 +317,10 @@ class _Search:
         if wanted.space is None and isinstance(self.space, Space):
             self.starts = spaces.portfolio(self.space, pretrained=self.pretrained)
         self.wish = Wish(wanted.sampler, wanted.seed, wanted.trials)
+        self.ready = True
 
     def _measure_and_divide(self, default_epochs: float, steps_per_epoch: int) -> None:
-        answer = self._answer(0, {"do": "time", "config": self.config.to_toml()})
+        answer = self._answer({"do": "time", "config": self.config.to_toml()})
         seconds_per_epoch = float(answer["seconds_per_step"]) * steps_per_epoch
         division = divide(
             budget_s=None if self.deadline is None else self.deadline - time.monotonic(),
@@ -334,29 +343,20 @@ class _Search:
     # The search
 
     def _search(self) -> None:
-        looked_at = time.monotonic()
         while True:
             if self.stop:
                 self._interrupted()
+            self.foreman.open_all()
             over = self._hand_out()
             if over and not self.jobs:
                 return
-            event = self.crew.wait(_POLL_S)
-            now = time.monotonic()
-            if now - looked_at > _PAUSE_S + _POLL_S:
-                # The whole machine stood still, or we did: nobody is to blame for that.
-                for job in self.jobs.values():
-                    job.heard_at += now - looked_at
-            looked_at = now
-            if event is not None:
-                self._take(event)
-            self._look_for_hanging(now)
+            outcome = self.foreman.hear(_POLL_S)
+            if outcome is not None:
+                self._take(outcome)
 
     def _hand_out(self) -> bool:
         """Gives every free worker something to do. True: there is nothing to do any more."""
-        for worker in range(self.crew.size):
-            if worker in self.jobs:
-                continue
+        for worker in self.foreman.free:
             action = self._next()
             if action.kind in ("wait", "stop"):
                 return action.kind == "stop"
@@ -422,18 +422,16 @@ class _Search:
         left_s = None
         if self.deadline is not None:
             left_s = max(0.0, self.deadline - self.clock.judging_s - time.monotonic())
-        self.jobs[worker] = _Job(trial.number, action.rung, time.monotonic())
-        self.crew.send(
-            worker,
-            {
-                "do": "advance",
-                "path": str(self.study.trial_run_path(trial.number).resolve()),
-                "config": self._config_of(trial, for_a_worker=True).to_toml(),
-                "rung": action.rung,
-                **self._of_the_rungs,
-                "deadline_s": left_s,
-            },
-        )
+        message = {
+            "do": "advance",
+            "path": str(self.study.trial_run_path(trial.number).resolve()),
+            "config": self._config_of(trial, for_a_worker=True).to_toml(),
+            "rung": action.rung,
+            **self._of_the_rungs,
+            "deadline_s": left_s,
+        }
+        self.jobs[worker] = _Job(trial.number, action.rung)
+        self.foreman.give(worker, message, timeout_s=self.wanted.timeout_s)
 
     def _suggested(self, number: int) -> Trial | None:
         if number <= len(self.starts):
@@ -450,28 +448,21 @@ class _Search:
             parameters=_as_json(found.parameters),
         )
 
-    def _take(self, event: Event) -> None:
-        job = self.jobs.get(event.worker)
+    def _take(self, outcome: Outcome) -> None:
+        job = self.jobs.pop(outcome.worker, None)
         if job is None:
-            if event.message["kind"] == "died":
-                self._answer(event.worker, self._opening)
+            # A signal came, and nobody waited for it any more.
             return
-        job.heard_at = time.monotonic()
-        message, trial = event.message, self.trials[job.number]
+        message, trial = outcome.message, self.trials[job.number]
         match message["kind"]:
             case "done":
-                del self.jobs[event.worker]
                 self._judged(trial, job, message["result"])
             case "failed":
-                del self.jobs[event.worker]
                 self._failed(trial, message)
             case "died":
-                del self.jobs[event.worker]
-                self._died(trial, job, str(message["message"]), event.worker)
-            case "stopped":
-                # Somebody sent it a signal; it has saved.
-                del self.jobs[event.worker]
+                self._died(trial, str(message["message"]), hung=outcome.hung)
             case _:
+                # Somebody sent it a signal; it has saved.
                 pass
 
     def _judged(self, trial: Trial, job: _Job, result: Mapping[str, Any]) -> None:
@@ -520,16 +511,13 @@ class _Search:
             raise MismatchError(str(message["message"]), fix=str(message["fix"]))
         self._fail(trial, str(message["message"]))
 
-    def _died(self, trial: Trial, job: _Job, why: str, worker: int) -> None:
+    def _died(self, trial: Trial, why: str, *, hung: bool) -> None:
         # Nobody but us could work in it, and on another machine nobody else could know.
         Run.break_lock(self.study.trial_run_path(trial.number))
-        if job.hangs:
-            why = f"it told nothing for {self.wanted.timeout_s:.0f} s and was ended"
-            self._fail(trial, why)
+        if hung:
+            self._fail(trial, f"it told nothing for {self.wanted.timeout_s:.0f} s and was ended")
         else:
             self._retry(trial, why)
-        # The new process in its place needs the data.
-        self._answer(worker, self._opening)
 
     def _retry(self, trial: Trial, why: str) -> None:
         if trial.retries >= MAX_RETRIES:
@@ -552,12 +540,6 @@ class _Search:
                 fix="try one by itself: vidi train DATA --config "
                 f"{storage.shown(self.study.trial_run_path(1) / 'config.toml')}",
             )
-
-    def _look_for_hanging(self, now: float) -> None:
-        for worker, job in self.jobs.items():
-            if not job.hangs and now - job.heard_at > self.wanted.timeout_s:
-                job.hangs = True
-                self.crew.kill(worker)
 
     def _make_room(self, why: str) -> None:
         """A full disk: the checkpoints of the oldest trial that was passed over go.
@@ -639,7 +621,7 @@ class _Search:
                 "answer: choose between the answers by their validation"
             )
         self.study.note("concluding", trial=best.number, last_step=last_step)
-        told = self._answer(0, message)["result"]
+        told = self._answer(message)["result"]
         self.study.note("answered", trial=best.number, **_part(told, "step", "accuracy"))
         about = self._retrained(best, config) if retrains else ()
         self.study.write_best(self._recipe_of(best), about=about)
@@ -686,10 +668,10 @@ class _Search:
         message = {"config": config, "name": name, "source": str(paths[0]), "path": str(paths[1])}
         message |= self._of_the_rungs
         try:
-            self._answer(0, {"do": "retrain", "deadline_s": left_s, **message})
+            self._answer({"do": "retrain", "deadline_s": left_s, **message})
         except (TrainingError, StorageError, DataError) as error:
             self._not_retrained(error.message)
-            self._answer(0, {**message, "do": "conclude", "path": str(paths[0])})
+            self._answer({**message, "do": "conclude", "path": str(paths[0])})
             return ()
         storage.discard_folder([self.study.final_path])
         self.study.retrained_path.rename(self.study.final_path)
@@ -722,14 +704,14 @@ class _Search:
             self.crew.stop(worker)
         until = time.monotonic() + GRACE_S
         while self.jobs and time.monotonic() < until:
-            event = self.crew.wait(_POLL_S)
-            if event is not None and event.message["kind"] in ("done", "failed", "died", "stopped"):
-                job = self.jobs.pop(event.worker, None)
-                if job is not None and event.message["kind"] == "done":
-                    self._judged(self.trials[job.number], job, event.message["result"])
+            outcome = self.foreman.hear(_POLL_S)
+            job = None if outcome is None else self.jobs.pop(outcome.worker, None)
+            if outcome is not None and job is not None and outcome.message["kind"] == "done":
+                self._judged(self.trials[job.number], job, outcome.message["result"])
         for worker in self.jobs:
             self.crew.kill(worker)
-        if number == signal.SIGINT:
+        self.jobs.clear()
+        if number == signal.SIGINT and self.ready:
             self._conclude(hurried=True)
         self.study.note("interrupted", signal=number)
         write_study(self.study)
@@ -756,51 +738,47 @@ class _Search:
         ]
         return {"do": "open", "data": data, "config": wanted.config.to_toml(), "tried": tried}
 
-    def _answer(
-        self, worker: int, message: Mapping[str, Any], *, say: bool = False
-    ) -> Mapping[str, Any]:
-        """Gives an idle worker something to do and waits for it. Others may go on meanwhile."""
-        deaths = 0
-        urgent, stopping = message["do"] in ("finish", "conclude"), False
-        self.crew.send(worker, message)
+    def _answer(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Gives somebody something to do and waits for it. Others may go on meanwhile."""
+        what, deaths = message["do"], 0
+        worker: int | None = None
+        stopping = False
         while True:
-            event = self.crew.wait(_POLL_S)
-            if self.stop and message["do"] == "retrain":
+            if worker is None:
+                self.foreman.open_one()
+                worker = next(iter(self.foreman.free), None)
+                if worker is not None:
+                    self.foreman.give(worker, message)
+            outcome = self.foreman.hear(_POLL_S)
+            if self.stop and what == "retrain" and worker is not None:
                 # It is at work on what the answer will not need now.
                 if not stopping:
                     self.crew.stop(worker)
                 stopping = True
-            elif self.stop and not urgent:
+            elif self.stop and what not in _OF_THE_ANSWER:
                 self._interrupted()
-            if event is None:
+            if outcome is None:
                 continue
-            if event.worker != worker:
-                self._take(event)
+            if outcome.worker != worker:
+                self._take(outcome)
                 continue
-            told = event.message
+            told = outcome.message
             match told["kind"]:
                 case "done":
                     return told
                 case "failed":
                     raise error_of(told)
-                case "died" | "stopped" if stopping:
+                case _ if stopping:
                     self._interrupted()
-                case "died" | "stopped":
-                    deaths += 1
+                case _:
+                    worker, deaths = None, deaths + 1
                     if deaths > MAX_RETRIES:
                         raise TrainingError(
-                            f"a worker cannot {message['do']}: {told['message']}",
+                            f"a worker cannot {what}: {told['message']}",
                             fix=f"see {storage.shown(self.study.path / 'workers.log')}",
                         )
-                    if message["do"] != "open":
-                        self._answer(worker, self._opening)
-                    if message["do"] == "finish" and self.study.final_path.exists():
+                    if what == "finish" and self.study.final_path.exists():
                         storage.discard_folder([self.study.final_path])
-                    self.crew.send(worker, message)
-                case "line" if say:
-                    self.say(told["text"])
-                case _:
-                    pass
 
     def _config_of(self, trial: Trial, *, for_a_worker: bool = False) -> Config:
         config = self.config.with_settings(trial.settings)
