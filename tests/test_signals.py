@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import pytest
 
-from vidi.signals import watched
+from vidi.signals import Stop, obeying, watched
 
 
 def test_the_first_signal_is_noted_and_told_in_the_watchers_words(
@@ -41,3 +42,19 @@ def test_what_was_there_before_is_there_again() -> None:
     with watched(), watched():
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_work_of_a_thread_is_asked_to_stop_by_another() -> None:
+    asked, seen = Stop(), []
+
+    def work() -> None:
+        with obeying(asked), watched() as stop:
+            asked.signal_number = signal.SIGTERM
+            seen.append(stop.signal_number)
+        with watched() as stop:
+            seen.append(stop.signal_number)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIGTERM, None]

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from types import FrameType
 
 # SIGHUP is what a closed terminal sends; Windows has no such signal.
@@ -51,6 +52,20 @@ class Stop:
         return self.signal_number is not None
 
 
+# Who asks the work of this thread to stop, where no signal comes.
+_GIVEN: ContextVar[Stop | None] = ContextVar("stop", default=None)
+
+
+@contextlib.contextmanager
+def obeying(stop: Stop) -> Iterator[None]:
+    """Inside, in this thread, `watched` gives `stop`, which any thread may set."""
+    token = _GIVEN.set(stop)
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
 class _Handler:
     """Notes the first signal, and ends the process at the second."""
 
@@ -83,8 +98,12 @@ def watched() -> Iterator[Stop]:
 
     One inside another has the same `Stop`, so that the second signal is the second wherever the
     first one came. Outside the main thread, where Python allows no signal handlers, nothing is
-    watched.
+    watched but what `obeying` was given.
     """
+    given = _GIVEN.get()
+    if given is not None:
+        yield given
+        return
     if threading.current_thread() is not threading.main_thread():
         yield Stop()
         return

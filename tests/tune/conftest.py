@@ -64,11 +64,13 @@ class Imagined:
         self.killed: list[int] = []
         self.events: deque[Event] = deque()
         self.size = 1
+        self.threads: int | None = None
         self.heard_at = 0.0
 
     def __call__(self, size: int, log_path: Path) -> Imagined:
         del log_path
         self.size = size
+        self.threads = 1 if size > 1 else None
         self.heard_at = time.monotonic()
         self.events.clear()
         return self

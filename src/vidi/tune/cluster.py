@@ -3,17 +3,70 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import signal
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import Any, Final, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, final
 
-from vidi.errors import MissingExtra, UsageError
+from vidi.config import MachineConfig
+from vidi.cores import usable_cores
+from vidi.errors import Interrupted, MissingExtra, UsageError
+from vidi.signals import Stop, obeying
 from vidi.tune.workers import Event
+from vidi.words import count
 
 # An actor is asked so often whether it has something to tell.
 _POLL_S: Final = 0.1
+# After so long it is said that actors wait for room on the cluster, and then the search begins with
+# those that are there: their process imports torch first, over a slow disk perhaps.
+_SAID_S: Final = 10.0
+ROOM_S: Final = 120.0
+
+
+class Node(NamedTuple):
+    """A machine of a cluster. cards: its graphics cards."""
+
+    cores: int
+    cards: int
+
+
+class Share(NamedTuple):
+    """What a worker asks of the cluster. cards: less than 1 where several use one."""
+
+    cores: int
+    cards: float
+
+
+def fair_share(
+    nodes: Sequence[Node], size: int, *, cores: int | None = None, cards: bool = True
+) -> Share:
+    """The most that each of so many workers can have when all have as much.
+
+    All are where graphics cards are, if any are: elsewhere a trial would take many times as long.
+
+    Args:
+        cores: what each has in any case. cards: whether graphics cards are used.
+    """
+    with_cards = [node for node in nodes if node.cards] if cards else []
+    nodes = with_cards or nodes
+    to_a_card = 1
+    if with_cards:
+        to_a_card = math.ceil(size / sum(node.cards for node in with_cards))
+
+    def room(asked: int) -> int:
+        """For so many workers with that many cores."""
+        if not with_cards:
+            return sum(node.cores // asked for node in nodes)
+        return sum(min(node.cores // asked, to_a_card * node.cards) for node in nodes)
+
+    most = max((node.cores for node in nodes), default=1)
+    fitting = next((asked for asked in range(most, 1, -1) if room(asked) >= size), 1)
+    # Ray counts in tenths of a thousandth.
+    share = math.floor(10_000 / to_a_card) / 10_000
+    return Share(cores or fitting, share if with_cards else 0.0)
 
 
 @final
@@ -26,9 +79,12 @@ class _Actor:
 
         self._told: deque[Mapping[str, Any]] = deque()
         self._session = Session(self._told.append)
+        self._stop = Stop()
 
     def handle(self, message: Mapping[str, Any]) -> None:
-        self._session.handle(message)
+        self._stop = Stop()
+        with obeying(self._stop), contextlib.suppress(Interrupted):
+            self._session.handle(message)
 
     def fetch(self) -> list[Mapping[str, Any]]:
         """What was sent since the last time; called while `handle` runs."""
@@ -37,14 +93,23 @@ class _Actor:
             found.append(self._told.popleft())
         return found
 
+    def stop(self) -> None:
+        """What `handle` is at saves and stops; the data stay open."""
+        self._stop.signal_number = signal.SIGTERM
+
 
 @final
 class Actors:
     """A crew on a Ray cluster. A machine that is lost costs its trials the steps since their last
     checkpoints: they go on elsewhere."""
 
-    def __init__(self, size: int, address: str) -> None:
-        """Raises MissingExtra, UsageError when there is no such cluster."""
+    def __init__(
+        self, size: int, address: str, machine: MachineConfig, *, say: Callable[[str], None]
+    ) -> None:
+        """machine: what a worker may use. say: told when there is room for fewer.
+
+        Raises MissingExtra, UsageError when there is no such cluster, or no room on it.
+        """
         try:
             import ray  # noqa: PLC0415 - an extra
         except ImportError:
@@ -52,9 +117,9 @@ class Actors:
                 "running trials on a Ray cluster needs a package", fix='pip install "vidi[ray]"'
             ) from None
         self._ray: Any = ray
-        self._size = size
         self._ours = not ray.is_initialized()
-        where = {"num_cpus": size} if address == "local" else {"address": address}
+        cores = max(size * (machine.threads or 1), usable_cores())
+        where = {"num_cpus": cores} if address == "local" else {"address": address}
         if self._ours:
             try:
                 ray.init(**where, log_to_driver=False, include_dashboard=False)
@@ -63,15 +128,32 @@ class Actors:
                     f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}",
                     fix='give the address of its head, "auto", or "local" for one on this machine',
                 ) from None
+        self._share = fair_share(
+            _nodes(ray.nodes()),
+            size,
+            cores=machine.threads,
+            cards=machine.device in (None, "cuda"),
+        )
         self._actors: dict[int, Any] = {}
+        # What was asked of them and is not answered yet.
         self._working: dict[int, Any] = {}
+        self._fetching: dict[int, Any] = {}
         self._events: deque[Event] = deque()
         for worker in range(size):
             self._start(worker)
+        try:
+            self._keep_those_with_room(say)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def size(self) -> int:
         return self._size
+
+    @property
+    def threads(self) -> int | None:
+        return self._share.cores
 
     def send(self, worker: int, message: Mapping[str, Any]) -> None:
         if worker not in self._actors:
@@ -81,18 +163,18 @@ class Actors:
     def wait(self, timeout_s: float) -> Event | None:
         until = time.monotonic() + timeout_s
         while True:
+            if not self._events:
+                self._fetch()
             if self._events:
                 return self._events.popleft()
-            for worker in list(self._actors):
-                self._look_at(worker)
-            if not self._events:
-                if time.monotonic() >= until:
-                    return None
-                time.sleep(min(_POLL_S, max(0.0, until - time.monotonic())))
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                return None
+            time.sleep(min(_POLL_S, left_s))
 
     def stop(self, worker: int) -> None:
-        """Its checkpoints are what is left of it; it need not save again."""
-        self.kill(worker)
+        if worker in self._actors:
+            self._actors[worker].stop.remote()
 
     def kill(self, worker: int) -> None:
         if worker in self._actors:
@@ -105,23 +187,60 @@ class Actors:
         if self._ours:
             self._ray.shutdown()
 
-    def _look_at(self, worker: int) -> None:
-        actor = self._actors[worker]
-        try:
-            for message in self._ray.get(actor.fetch.remote(), timeout=30):
-                self._events.append(Event(worker, message))
-        except self._ray.exceptions.GetTimeoutError:
+    def _keep_those_with_room(self, say: Callable[[str], None]) -> None:
+        """Others would be waited for until whoever else uses the cluster is done."""
+        asked = {self._actors[worker].fetch.remote(): worker for worker in self._actors}
+        there, missing = self._ray.wait(list(asked), num_returns=len(asked), timeout=_SAID_S)
+        if missing:
+            say(f"waiting for room on the cluster for {len(missing)} of {len(asked)} workers")
+            there, missing = self._ray.wait(list(asked), num_returns=len(asked), timeout=ROOM_S)
+        cards = f" and {self._share.cards:g} of a graphics card" if self._share.cards else ""
+        why = (
+            f"the cluster has no room for {len(missing)} of {count(len(asked), 'worker')} with "
+            f"{count(self._share.cores, 'core')}{cards} each"
+        )
+        if not there:
+            raise UsageError(
+                why, fix="set machine.threads lower, or wait until others are done with it"
+            )
+        if missing:
+            say(f"{why}: searching with {len(there)}; --workers {len(there)} does not wait for it")
+        for waiting in missing:
+            self._ray.kill(self._actors[asked[waiting]])
+        self._actors = {worker: self._actors[asked[answer]] for worker, answer in enumerate(there)}
+        self._size = len(there)
+
+    def _fetch(self) -> None:
+        """What the actors have answered by now; nobody is waited for."""
+        for worker, actor in self._actors.items():
+            if worker not in self._fetching:
+                self._fetching[worker] = actor.fetch.remote()
+        if not self._fetching:
             return
-        except self._ray.exceptions.RayError as error:
-            del self._actors[worker]
-            why = f"its actor is gone ({type(error).__name__})"
-            self._events.append(Event(worker, {"kind": "died", "message": why}))
+        asked = {answer: worker for worker, answer in self._fetching.items()}
+        there, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=0)
+        for answer in there:
+            worker = asked[answer]
+            del self._fetching[worker]
+            try:
+                self._events.extend(Event(worker, one) for one in self._ray.get(answer))
+            except self._ray.exceptions.RayError as error:
+                del self._actors[worker]
+                why = f"its actor is gone ({type(error).__name__})"
+                self._events.append(Event(worker, {"kind": "died", "message": why}))
 
     def _start(self, worker: int) -> None:
-        # The second thread answers `fetch` while the first one trains.
+        # One thread trains, another answers `fetch`, and there is one for `stop`.
         made = self._ray.remote(_Actor).options(
-            max_concurrency=2,
-            num_cpus=1,
+            max_concurrency=3,
+            num_cpus=self._share.cores,
+            num_gpus=self._share.cards,
             runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}},
         )
         self._actors[worker] = made.remote()
+
+
+def _nodes(told: Sequence[Mapping[str, Any]]) -> list[Node]:
+    """The machines that are there, of all that Ray knows."""
+    alive = [one["Resources"] for one in told if one["Alive"]]
+    return [Node(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in alive]

@@ -159,7 +159,7 @@ def tune(
                 study.go_on(config, wanted.asked, kind="tune", may_change=MAY_CHANGE)
                 say(f"continuing {study.path}: {len(study.trials())} trials so far")
             with (
-                contextlib.closing(_crew(study, workers, ray)) as crew,
+                contextlib.closing(_crew(study, config, workers, ray, say)) as crew,
                 watched() as stop,
                 contextlib.closing(_Search(wanted, study, crew, stop, say, started_at)) as search,
             ):
@@ -172,12 +172,14 @@ def tune(
     return study
 
 
-def _crew(study: Study, workers: int, ray: str | None) -> Crew:
+def _crew(
+    study: Study, config: Config, workers: int, ray: str | None, say: Callable[[Any], None]
+) -> Crew:
     if ray is not None:
         # Its package is an extra.
         from vidi.tune.cluster import Actors  # noqa: PLC0415
 
-        return Actors(workers, ray)
+        return Actors(workers, ray, config.machine, say=say)
     return Processes(workers, study.path / "workers.log")
 
 
@@ -320,7 +322,7 @@ class _Search:
         self.ready = True
 
     def _measure_and_divide(self, default_epochs: float, steps_per_epoch: int) -> None:
-        answer = self._answer({"do": "time", "config": self.config.to_toml()})
+        answer = self._answer({"do": "time", "config": self._for_a_worker(self.config).to_toml()})
         seconds_per_epoch = float(answer["seconds_per_step"]) * steps_per_epoch
         division = divide(
             budget_s=None if self.deadline is None else self.deadline - time.monotonic(),
@@ -782,10 +784,13 @@ class _Search:
 
     def _config_of(self, trial: Trial, *, for_a_worker: bool = False) -> Config:
         config = self.config.with_settings(trial.settings)
-        if for_a_worker and self.crew.size > 1 and config.machine.threads is None:
-            threads = max(1, self.facts.machine.usable_cores // self.crew.size)
-            config = config.with_settings({"machine.threads": threads})
-        return config
+        return self._for_a_worker(config) if for_a_worker else config
+
+    def _for_a_worker(self, config: Config) -> Config:
+        threads = self.crew.threads
+        if threads is None or config.machine.threads is not None:
+            return config
+        return config.with_settings({"machine.threads": threads})
 
     @property
     def _of_the_rungs(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Protocol, final
 
+from vidi.cores import usable_cores
 from vidi.errors import (
     DataError,
     InUseError,
@@ -43,6 +44,10 @@ class Crew(Protocol):
 
     @property
     def size(self) -> int: ...
+
+    @property
+    def threads(self) -> int | None:
+        """What each may compute with; None: as many as its machine has cores."""
 
     def send(self, worker: int, message: Mapping[str, Any]) -> None:
         """Gives it something to do; it must have nothing else to do."""
@@ -79,6 +84,10 @@ class Processes:
     @property
     def size(self) -> int:
         return self._size
+
+    @property
+    def threads(self) -> int | None:
+        return None if self._size == 1 else max(1, usable_cores() // self._size)
 
     def send(self, worker: int, message: Mapping[str, Any]) -> None:
         # One that is dead, but not heard of yet, is not replaced: what it was given would get lost
