@@ -300,6 +300,21 @@ def test_a_search_brings_the_default_to_its_end_and_ctrl_c_ends_it_with_the_best
     assert config.read(study.best_path).train.minutes is None
 
 
+def test_a_search_leaves_an_optimizer_without_a_schedule_without_one(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch, "trainings_rule", decided_as("search", 20))
+
+    def stop(what: object) -> None:
+        if isinstance(what, str) and what.startswith("trial 1 "):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    settings = {**MANY, "train.optimizer": "adamw_schedule_free"}
+    study = fit(many, tmp_path / "fit", settings, show=stop, minutes=20.0)
+    assert study.trials()[0].last is not None
+    assert plan_of(study.trial_run(1)).schedule.name == "constant"
+
+
 @pytest.mark.slow
 def test_a_search_trains_its_best_settings_for_longer_within_the_time(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from vidi.config import Config
 from vidi.study import Rung, Trial
 from vidi.tune.rungs import (
     FIDELITIES,
@@ -18,6 +19,7 @@ from vidi.tune.rungs import (
     Rules,
     best_of,
     costs_of,
+    flat_schedule,
     hopeless,
     next_action,
     out_of_patience,
@@ -218,6 +220,21 @@ def test_smaller_images_grow_at_the_rungs_to_the_whole_size() -> None:
 def test_a_part_of_the_images_grows_at_the_rungs_to_all() -> None:
     found = settings_of("data_share", (1 / 9, 1 / 3, 1.0))
     assert found == {"train.progressive_data": (1 / 9, 1 / 3, 1 / 3, *(1.0,) * 6)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, {"train.schedule": "trapezoid", "train.warmup_fraction": 0.05}),
+        ({"train.schedule": "cosine"}, {"train.warmup_fraction": 0.05}),
+        ({"train.warmup_fraction": 0.2}, {"train.schedule": "trapezoid"}),
+        ({"train.optimizer": "sgd_schedule_free"}, {}),
+    ],
+)
+def test_learning_rates_are_flat_at_the_rungs(
+    asked: dict[str, object], expected: dict[str, object]
+) -> None:
+    assert flat_schedule(Config().with_settings(asked)) == expected
 
 
 @pytest.mark.parametrize("fidelity", FIDELITIES)

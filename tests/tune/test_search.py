@@ -28,6 +28,7 @@ from vidi.errors import (
     TrainingError,
     UsageError,
 )
+from vidi.plan import make
 from vidi.space import choice, log_uniform
 from vidi.study import Study, Trial
 from vidi.tune import foreman
@@ -500,6 +501,22 @@ def test_a_config_is_given_to_all_trials(tmp_path: Path, imagined: Imagined) -> 
     told_ = [parse(one["config"]) for one in imagined.sent if one["do"] == "advance"]
     assert {one.train.optimizer for one in told_} == {"adamw"}
     assert {one.train.schedule for one in told_} == {"trapezoid"}
+
+
+def test_an_optimizer_without_a_schedule_keeps_to_its_own_rule(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    asked = {**COMMON["settings"], "train.optimizer": "adamw_schedule_free"}
+    searched(tmp_path / "asked", settings=asked, trials=2)
+    space = {**SPACE, "train.optimizer": choice("adamw", "adamw_schedule_free")}
+    searched(tmp_path / "searched", space=space)
+    told_ = [parse(one["config"]) for one in imagined.sent if one["do"] in ("time", "advance")]
+    schedules = {one.train.optimizer: make(one, FACTS).schedule.name for one in told_}
+    assert schedules == {
+        "adamw_schedule_free": "constant",
+        "adamw": "trapezoid",
+        None: "trapezoid",
+    }
 
 
 def test_settings_that_a_trial_cannot_have_are_refused(tmp_path: Path) -> None:

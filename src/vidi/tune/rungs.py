@@ -21,6 +21,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, get_args
 
+from vidi.config import Config
+from vidi.plan.optimizing import SCHEDULE_FREE
+from vidi.space import is_open
 from vidi.study import Trial
 
 Promotion = Literal["asha", "pasha", "halving", "median", "none"]
@@ -97,6 +100,19 @@ def settings_of(
     px = [max(PX_STEP, round(side * image_px / PX_STEP) * PX_STEP) for side in whole[:-1]]
     sizes = (*(min(each, image_px) for each in px), image_px)
     return {"train.progressive_px": tuple(sizes[rung] for rung in rung_of)}
+
+
+def flat_schedule(config: Config) -> dict[str, Any]:
+    """Settings of a trial, of those that its config leaves open: a learning rate that stays flat
+    until the last part, so that what is seen at a rung is not spoilt by one that is about to fall
+    in one trial and not in another.
+
+    An optimizer that does without a schedule has a flat one by its own rule.
+    """
+    if config.train.optimizer in SCHEDULE_FREE:
+        return {}
+    given = {"train.schedule": "trapezoid", "train.warmup_fraction": 0.05}
+    return {name: value for name, value in given.items() if is_open(config, name)}
 
 
 def costs_of(fidelity: Fidelity, shares: Sequence[float]) -> tuple[float, ...]:

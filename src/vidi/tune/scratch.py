@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any, Final
 
 from vidi import space as spaces
-from vidi.config import Config
 from vidi.errors import Interrupted, UsageError, VidiError
 from vidi.plan import make
 from vidi.plan.budget import EXPORT_S, Trainings, judging_s, trainings_rule
@@ -22,7 +21,7 @@ from vidi.study import Rung, Trial
 from vidi.train.prepare import Prepared
 from vidi.train.trial import Shared, advance
 from vidi.tune.budget import Clock, divide, retraining_share
-from vidi.tune.rungs import Rules, next_action
+from vidi.tune.rungs import Rules, flat_schedule, next_action
 from vidi.tune.sampling import Wish, suggest
 from vidi.tune.work import SPARE_S, UNMEASURED, Work, counts_of
 
@@ -217,8 +216,7 @@ def _search(work: Work, shared: Shared, decided: Mapping[str, Any]) -> None:
 def _halving(work: Work, shared: Shared, decided: Mapping[str, Any], *, over_at: float) -> None:
     search = work.study.decided["search"]
     rules = Rules(shares=tuple(search["shares"]), promotion="asha")
-    base = _base(work.config, search["epochs"])
-    config = work.config.with_settings(base)
+    config = work.config.with_settings({"train.epochs": search["epochs"]})
     space = spaces.default_space(work.config, shared.facts.dataset, pretrained=False)
     starts = spaces.portfolio(space, pretrained=False)
     wish = Wish("tpe", work.config.train.seed)
@@ -263,7 +261,9 @@ def _halving(work: Work, shared: Shared, decided: Mapping[str, Any], *, over_at:
                 found = suggest(space, config, wish, trials, number)
                 assert found is not None, "only grids end"
                 settings, parameters, origin = found.settings, found.parameters, "suggested by tpe"
-            trial = Trial(number, {**base, **settings}, origin=origin, parameters=parameters)
+            of_rungs = flat_schedule(config.with_settings(settings))
+            settings = {"train.epochs": search["epochs"], **of_rungs, **settings}
+            trial = Trial(number, settings, origin=origin, parameters=parameters)
             # As it will be read back.
             trial = replace(trial, parameters=json.loads(json.dumps(trial.parameters)))
         _advanced(work, shared, trial, rules, rung, over_at)
@@ -327,17 +327,6 @@ OF_RUNGS: Final = frozenset({"train.epochs", "train.schedule", "train.warmup_fra
 
 def _is_longer(trial: Trial) -> bool:
     return trial.origin.endswith(LONGER)
-
-
-def _base(config: Config, epochs: float) -> dict[str, Any]:
-    """What all trials of a search have: a rate that is flat until the last part, so that what is
-    seen at a rung is not spoilt by one that is about to fall in one trial and not in another."""
-    base: dict[str, Any] = {"train.epochs": epochs}
-    if config.train.schedule is None:
-        base["train.schedule"] = "trapezoid"
-    if config.train.warmup_fraction is None:
-        base["train.warmup_fraction"] = 0.05
-    return base
 
 
 def _judge_the_best(work: Work, shared: Shared, decided: Mapping[str, Any]) -> None:

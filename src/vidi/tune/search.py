@@ -42,6 +42,7 @@ from vidi.tune.rungs import (
     Rules,
     best_of,
     costs_of,
+    flat_schedule,
     next_action,
     ranked,
 )
@@ -268,13 +269,8 @@ class _Search:
             if own is not None
             else spaces.default_space(wanted.config, dataset, pretrained=self.pretrained)
         )
-        # Flat until the last part, so that what is seen at a rung is not spoilt by a learning rate
-        # that is about to fall in one trial and not in another.
-        given = {"train.schedule": "trapezoid", "train.warmup_fraction": 0.05}
-        self.config = wanted.config.with_settings(
-            {name: value for name, value in given.items() if spaces.is_open(wanted.config, name)}
-        )
-        default = make(self.config, self.facts)
+        self.config = wanted.config
+        default = make(self._config_of({}), self.facts)
         self.retraining = 0.0
         if wanted.retrain:
             self.retraining = retraining_share(
@@ -322,7 +318,8 @@ class _Search:
         self.ready = True
 
     def _measure_and_divide(self, default_epochs: float, steps_per_epoch: int) -> None:
-        answer = self._answer({"do": "time", "config": self._for_a_worker(self.config).to_toml()})
+        config = self._config_of({}, for_a_worker=True)
+        answer = self._answer({"do": "time", "config": config.to_toml()})
         seconds_per_epoch = float(answer["seconds_per_step"]) * steps_per_epoch
         division = divide(
             budget_s=None if self.deadline is None else self.deadline - time.monotonic(),
@@ -427,7 +424,7 @@ class _Search:
         message = {
             "do": "advance",
             "path": str(self.study.trial_run_path(trial.number).resolve()),
-            "config": self._config_of(trial, for_a_worker=True).to_toml(),
+            "config": self._config_of(trial.settings, for_a_worker=True).to_toml(),
             "rung": action.rung,
             **self._of_the_rungs,
             "deadline_s": left_s,
@@ -604,7 +601,7 @@ class _Search:
         if self.study.final_path.exists():
             storage.discard_folder([self.study.final_path])
         retrains = self.wanted.retrain and self._has_time_to_retrain(best, hurried=hurried)
-        config = self._config_of(best, for_a_worker=True).to_toml()
+        config = self._config_of(best.settings, for_a_worker=True).to_toml()
         message = {
             "do": "finish",
             "source": str(run.path.resolve()),
@@ -782,15 +779,13 @@ class _Search:
                     if what == "finish" and self.study.final_path.exists():
                         storage.discard_folder([self.study.final_path])
 
-    def _config_of(self, trial: Trial, *, for_a_worker: bool = False) -> Config:
-        config = self.config.with_settings(trial.settings)
-        return self._for_a_worker(config) if for_a_worker else config
-
-    def _for_a_worker(self, config: Config) -> Config:
-        threads = self.crew.threads
-        if threads is None or config.machine.threads is not None:
-            return config
-        return config.with_settings({"machine.threads": threads})
+    def _config_of(self, settings: Mapping[str, Any], *, for_a_worker: bool = False) -> Config:
+        """The config of a trial with these settings."""
+        config = self.config.with_settings(settings)
+        config = config.with_settings(flat_schedule(config))
+        if for_a_worker and self.crew.threads is not None and config.machine.threads is None:
+            config = config.with_settings({"machine.threads": self.crew.threads})
+        return config
 
     @property
     def _of_the_rungs(self) -> dict[str, Any]:
@@ -799,7 +794,7 @@ class _Search:
 
     def _recipe_of(self, trial: Trial) -> Config:
         """The config that trains a trial again, with what made its rungs cheaper."""
-        config = self._config_of(trial)
+        config = self._config_of(trial.settings)
         if self.wanted.fidelity == "steps":
             return config
         asked = parse(self.study.trial_run(trial.number).text("config"), origin="a trial").train
