@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -11,9 +12,20 @@ import pytest
 
 from vidi.config import Config
 from vidi.errors import ConfigError, UsageError
+from vidi.plan import make
 from vidi.space import Space, choice, integer, log_uniform, uniform
 from vidi.study import Rung, Trial
-from vidi.tune.sampling import SAMPLERS, Sampler, Suggestion, Wish, comparable, suggest
+from vidi.tune.sampling import (
+    SAMPLERS,
+    Sampler,
+    Suggestion,
+    Wish,
+    comparable,
+    parameters_of,
+    suggest,
+)
+
+from .conftest import FACTS
 
 SPACE = Space.of(
     {
@@ -33,10 +45,10 @@ def worth(found: Suggestion) -> float:
     return 1 - abs(math.log10(found.settings["train.learning_rate"]) + 1) / 5
 
 
-def searched(sampler: Sampler, count: int, seed: int = 0) -> list[Trial]:
+def searched(sampler: Sampler, count: int, seed: int = 0, space: Space = SPACE) -> list[Trial]:
     trials: list[Trial] = []
     for number in range(1, count + 1):
-        found = suggest(SPACE, Config(), Wish(sampler, seed, count), trials, number)
+        found = suggest(space, Config(), Wish(sampler, seed, count), trials, number)
         if found is None:
             break
         rungs = [Rung(1, worth(found) / 2, 0.5, 1.0)]
@@ -116,6 +128,47 @@ def test_a_function_makes_the_config_itself() -> None:
         suggest(own, Config(), Wish("grid", 0), [], 1)
     with pytest.raises(ConfigError, match="returned NoneType"):
         suggest(lambda *_: None, Config(), Wish("tpe", 0), [], 1)  # type: ignore[arg-type]
+
+
+WIDE = Space.of(
+    {
+        "train.optimizer": choice("sgd", "adamw"),
+        "train.learning_rate": [
+            log_uniform(0.03, 1.5).when("train.optimizer", "sgd"),
+            log_uniform(3e-4, 1e-2).when("train.optimizer", "adamw"),
+        ],
+        "train.label_smoothing": uniform(0.0, 0.2),
+        "augment.cutmix_alpha": choice(0.0, 1.0),
+    }
+)
+ASKED = Config().with_settings(
+    {"model.name": "resnet18", "model.weights": "none", "augment.cutmix_alpha": 1.0}
+)
+
+
+def test_samplers_are_told_of_trials_that_they_did_not_suggest() -> None:
+    told = parameters_of(WIDE, ASKED, FACTS, "gp")
+    assert {name: value for name, (value, _) in told.items()} == {
+        "train.optimizer": "sgd",
+        "train.learning_rate (optimizer = sgd)": make(ASKED, FACTS).optimizer.learning_rate_per_256,
+        "train.label_smoothing": 0.1,
+        "augment.cutmix_alpha": 1.0,
+    }
+    # What the space cannot give is nothing that could be learnt from.
+    other = ASKED.with_settings({"train.label_smoothing": 0.5})
+    assert "train.label_smoothing" not in parameters_of(WIDE, other, FACTS, "tpe")
+    assert parameters_of(WIDE, other, FACTS, "gp") == {}
+    assert parameters_of(lambda config, _: config, ASKED, FACTS, "tpe") == {}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
+def test_a_start_that_does_well_is_learnt_from(sampler: Sampler) -> None:
+    wish, known = Wish(sampler, 0, 40), searched(sampler, 12, space=WIDE)[1:]
+    rungs = (Rung(1, 0.99, 0.1, 1.0),)
+    parameters = parameters_of(WIDE, ASKED, FACTS, sampler)
+    start = Trial(1, {}, "finished", rungs=rungs, parameters=parameters)
+    told = suggest(WIDE, ASKED, wish, [start, *known], 13)
+    assert told != suggest(WIDE, ASKED, wish, [replace(start, parameters={}), *known], 13)
 
 
 def test_trials_are_compared_where_enough_have_come() -> None:

@@ -178,6 +178,18 @@ def test_a_trial_that_was_deleted_is_tried_anew(tmp_path: Path, imagined: Imagin
     assert {name for name, _ in imagined.advanced} == {"0004"}
 
 
+def test_the_sampler_is_told_of_the_default_and_the_starts(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    settings = {"model.name": "resnet18", "model.weights": "none", "train.epochs": 9}
+    study = searched(tmp_path / "s", space=None, settings=settings, trials=5)
+    starts = study.trials()[:4]
+    assert all(one.parameters["train.optimizer"] for one in starts)
+    assert [one.parameters["train.label_smoothing"][0] for one in starts] == [0.1] * 4
+    assert starts[2].parameters["train.learning_rate (optimizer = sgd)"][0] == 0.5
+    del imagined
+
+
 def test_another_request_is_refused_by_name(tmp_path: Path, imagined: Imagined) -> None:
     searched(tmp_path / "s")
     imagined.sent.clear()

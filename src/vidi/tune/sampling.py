@@ -27,7 +27,9 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
 from vidi.config import Config
-from vidi.errors import ConfigError, MissingExtra, UsageError
+from vidi.errors import ConfigError, MissingExtra, UsageError, VidiError
+from vidi.facts import Facts
+from vidi.plan import Plan, make
 from vidi.space import Distribution, Space
 from vidi.study import Trial
 
@@ -94,9 +96,84 @@ def suggest(
     return _of_optuna(space, config, wish, trials, number)
 
 
+def parameters_of(
+    space: Space | OwnSpace, config: Config, facts: Facts, sampler: Sampler
+) -> dict[str, Any]:
+    """What would have been suggested for a trial whose settings were chosen otherwise, so that the
+    sampler learns from it as well.
+
+    What the space cannot give is left out. Only "tpe" and samplers that do not learn can do with
+    parts: others are told all or nothing. What a function would have asked for nobody knows.
+    """
+    if not isinstance(space, Space):
+        return {}
+    try:
+        decided = _decided(make(config, facts))
+    except VidiError:
+        # The trial is going to fail, and says why.
+        return {}
+    found: dict[str, Any] = {}
+    active: dict[str, Any] = {}
+    for axis in space:
+        if not axis.is_active(active):
+            continue
+        section, _, name = axis.name.partition(".")
+        value = getattr(getattr(config, section), name)
+        value = decided.get(axis.name) if value is None else value
+        if axis.distribution.contains(value):
+            active[axis.name] = value
+            found[axis.label] = _parameter(axis.distribution, value)
+        elif sampler in ("gp", "cmaes"):
+            return {}
+    return found
+
+
 def seed_of(seed: int, number: int) -> int:
     """One seed for each trial of each search."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def _decided(plan: Plan) -> dict[str, Any]:
+    """The settings that would make such a plan, of those that are searched now and then."""
+    augment, optimizer, loss = plan.augment, plan.optimizer, plan.loss
+    return {
+        "model.name": plan.model.name,
+        "model.weights": plan.model.weights,
+        "model.dropout": plan.model.dropout,
+        "model.stochastic_depth": plan.model.stochastic_depth,
+        "data.image_px": plan.pixels.image_px,
+        "train.batch_size": plan.batch_size,
+        "train.optimizer": optimizer.name,
+        "train.learning_rate": optimizer.learning_rate_per_256,
+        "train.momentum": optimizer.momentum,
+        "train.weight_decay": optimizer.weight_decay,
+        "train.schedule": plan.schedule.name,
+        "train.warmup_fraction": plan.schedule.warmup_fraction,
+        "train.loss": loss.name,
+        "train.imbalance": loss.imbalance,
+        "train.label_smoothing": plan.label_smoothing,
+        "train.ema_decay": plan.ema_decay,
+        "train.swa_fraction": plan.swa_fraction,
+        "train.sam_rho": plan.sam_rho,
+        "train.sampling": plan.sampling,
+        "train.layer_decay": plan.layer_decay,
+        "train.freeze_stages": plan.stages[-1].frozen_stages,
+        "train.head": plan.head,
+        "augment.crop": augment.crop,
+        "augment.crop_scale_min": augment.crop_scale[0],
+        "augment.horizontal_flip": augment.horizontal_flip,
+        "augment.vertical_flip": augment.vertical_flip,
+        "augment.policy": augment.policy,
+        "augment.mixup_alpha": augment.mixup_alpha,
+        "augment.cutmix_alpha": augment.cutmix_alpha,
+        "augment.erase_probability": augment.erase_probability,
+    }
+
+
+def _parameter(distribution: Distribution, value: Any) -> list[Any]:
+    """As a trial keeps it: the value in Optuna's words, and what it came from."""
+    told = distribution_to_json(_optuna_distribution(distribution))
+    return [_plain(value), json.loads(told)]
 
 
 # ---- Optuna's samplers ---------------------------------------------------------------------------
@@ -261,8 +338,7 @@ def _unit_suggestion(space: Space, shares: Sequence[float]) -> Suggestion:
         if axis.is_active(settings):
             value = axis.distribution.at(float(share))
             settings[axis.name] = value
-            distribution = distribution_to_json(_optuna_distribution(axis.distribution))
-            parameters[axis.label] = [_plain(value), json.loads(distribution)]
+            parameters[axis.label] = _parameter(axis.distribution, value)
     return Suggestion(settings, parameters)
 
 
@@ -311,7 +387,7 @@ def _evolved(space: Space, wish: Wish, trials: Sequence[Trial], number: int) -> 
     values = comparable(trials)
     for trial in trials:
         if trial.number in values and trial.parameters and trial.number < number:
-            told.append((_shares(space, trial.settings), -values[trial.number]))
+            told.append((_shares(space, trial.parameters), -values[trial.number]))
             if len(told) == state.population_size:
                 state.tell(told)
                 told = []
@@ -321,15 +397,13 @@ def _evolved(space: Space, wish: Wish, trials: Sequence[Trial], number: int) -> 
     return np.clip(point, 0.0, 1.0).tolist()  # type: ignore[no-any-return]
 
 
-def _shares(space: Space, settings: Mapping[str, Any]) -> Any:
-    """(number of axes,): where the settings lie; the middle for axes that are not there."""
+def _shares(space: Space, parameters: Mapping[str, Any]) -> Any:
+    """(number of axes,): where the parameters lie; the middle for axes that are not there."""
     found = np.full(len(space.axes), 0.5)
-    active: dict[str, Any] = {}
     for index, axis in enumerate(space.axes):
-        if axis.name in settings and axis.is_active(active):
-            value = settings[axis.name]
-            value = tuple(value) if isinstance(value, list) else value
-            if axis.distribution.contains(value):
-                active[axis.name] = value
-                found[index] = axis.distribution.share(value)
+        if axis.label in parameters:
+            one, value = axis.distribution, parameters[axis.label][0]
+            if one.kind == "choice":
+                value = one.values[[_plain(each) for each in one.values].index(value)]
+            found[index] = one.share(value)
     return found

@@ -22,7 +22,7 @@ from vidi.train.prepare import Prepared
 from vidi.train.trial import Shared, advance
 from vidi.tune.budget import Clock, divide, retraining_share
 from vidi.tune.rungs import Rules, flat_schedule, next_action
-from vidi.tune.sampling import Wish, suggest
+from vidi.tune.sampling import Wish, parameters_of, suggest
 from vidi.tune.work import SPARE_S, UNMEASURED, Work, counts_of
 
 # Less time than this is no training.
@@ -252,20 +252,21 @@ def _halving(work: Work, shared: Shared, decided: Mapping[str, Any], *, over_at:
         if trial is not None and number != 1 and not fits(trial, rung):
             return
         if trial is None:
-            settings: dict[str, Any] = {}
-            parameters: dict[str, Any] = {}
-            origin = DEFAULT if number == 1 else "a start that often does well"
+            settings: dict[str, Any]
             if number <= len(starts):
                 settings = starts[number - 1]
+                asked = config.with_settings(settings)
+                parameters = parameters_of(space, asked, shared.facts, wish.sampler)
+                origin = DEFAULT if number == 1 else "a start that often does well"
             else:
                 found = suggest(space, config, wish, trials, number)
                 assert found is not None, "only grids end"
                 settings, parameters, origin = found.settings, found.parameters, "suggested by tpe"
             of_rungs = flat_schedule(config.with_settings(settings))
             settings = {"train.epochs": search["epochs"], **of_rungs, **settings}
-            trial = Trial(number, settings, origin=origin, parameters=parameters)
             # As it will be read back.
-            trial = replace(trial, parameters=json.loads(json.dumps(trial.parameters)))
+            parameters = json.loads(json.dumps(parameters))
+            trial = Trial(number, settings, origin=origin, parameters=parameters)
         _advanced(work, shared, trial, rules, rung, over_at)
 
 

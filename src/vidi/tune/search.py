@@ -46,7 +46,7 @@ from vidi.tune.rungs import (
     next_action,
     ranked,
 )
-from vidi.tune.sampling import OwnSpace, Sampler, Wish, suggest
+from vidi.tune.sampling import OwnSpace, Sampler, Wish, parameters_of, suggest
 from vidi.tune.workers import GRACE_S, Crew, Processes, error_of
 from vidi.words import count, no_time
 
@@ -436,7 +436,9 @@ class _Search:
         if number <= len(self.starts):
             settings = self.starts[number - 1]
             origin = "a start that often does well" if settings else "the default"
-            return Trial(number, _as_json(settings), origin=origin)
+            config = self._config_of(settings)
+            parameters = parameters_of(self.space, config, self.facts, self.wish.sampler)
+            return Trial(number, _as_json(settings), origin=origin, parameters=_as_json(parameters))
         found = suggest(self.space, self.config, self.wish, self._sorted(), number)
         if found is None:
             return None
