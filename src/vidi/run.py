@@ -405,6 +405,16 @@ class Run:
         DamagedError when a log is shorter than it was; StorageError.
         """
         self._held()
+        self._rewind(checkpoint)
+
+    def let_go(self) -> None:
+        """`rewind` to the start where no lock can be taken, because the disk takes not a byte more.
+
+        Only for who knows that nobody works in it. Raises DamagedError, StorageError.
+        """
+        self._rewind(None)
+
+    def _rewind(self, checkpoint: Checkpoint | None) -> None:
         step = -1 if checkpoint is None else checkpoint.step
         # First: were they still there after a kill in between, the later ones would win.
         storage.discard_folder(

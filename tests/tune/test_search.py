@@ -406,6 +406,47 @@ def test_a_result_that_could_not_be_written_is_found_again(
     assert all(one.rungs for one in trials)
 
 
+@pytest.mark.parametrize("name", ["events.jsonl", "study.json", "best.toml", "report.html"])
+def test_room_is_made_for_whatever_a_search_writes(
+    tmp_path: Path, imagined: Imagined, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    del imagined
+    out, refused = tmp_path / "s", False
+
+    def checked(path: Path) -> None:
+        """Refuses from the eighth trial on, until a checkpoint has gone; then locks, too."""
+        nonlocal refused
+        full = len(list((out / "trials").glob("*.json"))) > 7 and all(
+            list(folder.iterdir()) for folder in (out / "trials").glob("*/checkpoints")
+        )
+        if full and (path.name == name or (refused and path.name == "lock")):
+            refused = True
+            raise StorageError("no space left")
+
+    write, append, acquire = storage.write_file, storage.LineLog.append, storage.Lock.acquire
+
+    def write_checked(path: Path, *rest: Any, **more: Any) -> None:
+        checked(path)
+        write(path, *rest, **more)
+
+    def append_checked(log: storage.LineLog, line: str) -> None:
+        checked(log.path)
+        append(log, line)
+
+    def acquire_checked(lock: storage.Lock) -> None:
+        checked(lock._path)
+        acquire(lock)
+
+    monkeypatch.setattr(storage, "write_file", write_checked)
+    monkeypatch.setattr(storage.LineLog, "append", append_checked)
+    monkeypatch.setattr(storage.Lock, "acquire", acquire_checked)
+    lines: list[str] = []
+    study = searched(out, show=lines.append)
+    assert len([line for line in lines if "were let go" in line]) == 1
+    assert study.final_path.exists()
+    assert [event["event"] for event in study.events.read()][-1] == "ended"
+
+
 def test_ctrl_c_finishes_the_best_so_far(tmp_path: Path, imagined: Imagined) -> None:
     def misdeed(message: Mapping[str, Any]) -> Any:
         if message["do"] == "advance" and Path(message["path"]).name == "0004":

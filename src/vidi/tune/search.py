@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, NoReturn, final
+from typing import Any, Final, NoReturn, TypeVar, final
 
 from vidi import space as spaces
 from vidi import storage
@@ -49,6 +49,8 @@ from vidi.tune.rungs import (
 from vidi.tune.sampling import OwnSpace, Sampler, Wish, parameters_of, suggest
 from vidi.tune.workers import GRACE_S, Crew, Processes, error_of
 from vidi.words import count, no_time
+
+T = TypeVar("T")
 
 # A worker that tells nothing for so long hangs. Decoding tells every few seconds.
 TIMEOUT_S: Final = 300.0
@@ -203,6 +205,7 @@ class _Search:
     stop: Stop
     say: Callable[[Any], None]
     started_at: float
+    rules: Rules = field(default_factory=Rules)
     trials: dict[int, Trial] = field(default_factory=dict)
     jobs: dict[int, _Job] = field(default_factory=dict)
     # The space, the length of a trial and its rungs are known.
@@ -215,7 +218,7 @@ class _Search:
     def run(self) -> None:
         self.trials = {trial.number: trial for trial in self.study.trials()}
         spent_s = _spent(self.study)
-        self.study.note("began", trials=len(self.trials))
+        self._note("began", trials=len(self.trials))
         if self.wanted.minutes is not None:
             budget_s = 60 * self.wanted.minutes
             self.deadline = self.started_at + budget_s - spent_s - slack(budget_s)
@@ -224,12 +227,13 @@ class _Search:
         self.facts = self._opened()
         self.opened_s = time.monotonic() - self.started_at
         self._decide()
-        self.mirror = Mirror(self.study, self.wanted.storage_url, say=self.say)
+        url = self.wanted.storage_url
+        self.mirror = self._written(lambda: Mirror(self.study, url, say=self.say))
         self._search()
         self._conclude(hurried=False)
         show_all(self.mirror, self._sorted())
-        self.study.note("ended")
-        write_study(self.study)
+        self._note("ended")
+        self._written(lambda: write_study(self.study))
 
     def close(self) -> None:
         if self.mirror is not None:
@@ -329,12 +333,14 @@ class _Search:
             asked_epochs=self.wanted.config.train.epochs,
             retraining=self.retraining,
         )
-        self.study.decide(
-            fingerprint=self.facts.dataset.fingerprint,
-            epochs=division.epochs,
-            shares=list(division.shares),
-            seconds_per_epoch=seconds_per_epoch,
-            why=division.why,
+        self._written(
+            lambda: self.study.decide(
+                fingerprint=self.facts.dataset.fingerprint,
+                epochs=division.epochs,
+                shares=list(division.shares),
+                seconds_per_epoch=seconds_per_epoch,
+                why=division.why,
+            )
         )
         rungs = ", ".join(f"{share:.0%}" for share in division.shares)
         self.say(f"a trial: {division.why}; looked at after {rungs}")
@@ -380,7 +386,7 @@ class _Search:
             if action.kind == "begin" or self._affordable(trial, action.rung):
                 return action
             self.closing = True
-            self.study.note("closing", why="what is left of the time is for the answer")
+            self._note("closing", why="what is left of the time is for the answer")
         if busy:
             return Action("wait")
         best = best_of(trials, self.rules)
@@ -417,7 +423,7 @@ class _Search:
                 return
         why = action.why or trial.origin
         self._keep(replace(trial, status="running", reason=why))
-        self.study.note("started", trial=trial.number, rung=action.rung, why=why)
+        self._note("started", trial=trial.number, rung=action.rung, why=why)
         left_s = None
         if self.deadline is not None:
             left_s = max(0.0, self.deadline - self.clock.judging_s - time.monotonic())
@@ -482,14 +488,14 @@ class _Search:
         share = self.rules.shares[reached]
         told = replace(trial, rungs=rungs, status=status, reason=f"judged at {share:.0%}")
         self._keep(told)
-        self.study.note(
+        self._note(
             "judged", trial=trial.number, step=rung.step, accuracy=rung.accuracy, seconds=seconds
         )
         best = best_of(self._sorted(), self.rules)
         assert best is not None
         assert best.last is not None
         if before is None or best.number != before.number:
-            self.study.write_best(self._recipe_of(best))
+            self._written(lambda: self.study.write_best(self._recipe_of(best)))
         words = ", ".join(f"{n.partition('.')[2]} {_short(v)}" for n, v in trial.settings.items())
         elapsed_s = time.monotonic() - self.started_at
         self.say(
@@ -501,7 +507,7 @@ class _Search:
 
     def _failed(self, trial: Trial, message: Mapping[str, Any]) -> None:
         if message["error"] == "StorageError":
-            self._make_room(str(message["message"]))
+            self._make_room(str(message["message"]), str(message["fix"]))
             return
         if message["error"] == "InUseError":
             # A worker of a search that was killed, on its way out.
@@ -525,12 +531,12 @@ class _Search:
             self._fail(trial, f"{why}, {MAX_RETRIES + 1} times")
             return
         self.say(f"trial {trial.number}: {why}; it goes on from its checkpoint")
-        self.study.note("retried", trial=trial.number, why=why)
+        self._note("retried", trial=trial.number, why=why)
         self._keep(replace(trial, retries=trial.retries + 1))
 
     def _fail(self, trial: Trial, why: str) -> None:
         self.say(f"trial {trial.number} failed: {why}")
-        self.study.note("failed", trial=trial.number, why=why)
+        self._note("failed", trial=trial.number, why=why)
         self._keep(replace(trial, status="failed", reason=why))
         trials = self._sorted()
         limit = min(MAX_FAILURES, self.rules.num_trials or MAX_FAILURES)
@@ -542,10 +548,10 @@ class _Search:
                 f"{storage.shown(self.study.trial_run_path(1) / 'config.toml')}",
             )
 
-    def _make_room(self, why: str) -> None:
+    def _make_room(self, why: str, fix: str) -> None:
         """A full disk: the checkpoints of the oldest trial that was passed over go.
 
-        Raises StorageError when there is none.
+        Raises StorageError, with why it is needed and what the user can do, when there is none.
         """
         trials = self._sorted()
         busy = {job.number for job in self.jobs.values()}
@@ -557,15 +563,15 @@ class _Search:
             loser = trial.status in ("paused", "failed", "finished") and trial.number not in kept
             if not loser or trial.number in busy:
                 continue
+            # One that cannot be read makes no room, and the next one may.
             with contextlib.suppress(VidiError):
                 run = self.study.trial_run(trial.number)
                 if run.checkpoint_steps():
-                    with run.lock():
-                        run.rewind(None)
+                    run.let_go()
                     self.say(f"{why}: the checkpoints of trial {trial.number} were let go")
                     self.study.note("let go", trial=trial.number, why=why)
                     return
-        raise StorageError(why, fix="free some space; then the same command continues")
+        raise StorageError(why, fix=fix or "free some space; then the same command continues")
 
     # The answer
 
@@ -621,12 +627,12 @@ class _Search:
                 f"look number {looks + 1} at the test images, because the search went on after an "
                 "answer: choose between the answers by their validation"
             )
-        self.study.note("concluding", trial=best.number, last_step=last_step)
+        self._note("concluding", trial=best.number, last_step=last_step)
         told = self._answer(message)["result"]
-        self.study.note("answered", trial=best.number, **_part(told, "step", "accuracy"))
+        self._note("answered", trial=best.number, **_part(told, "step", "accuracy"))
         about = self._retrained(best, config) if retrains else ()
-        self.study.write_best(self._recipe_of(best), about=about)
-        self.study.decide(answer=best.number)
+        self._written(lambda: self.study.write_best(self._recipe_of(best), about=about))
+        self._written(lambda: self.study.decide(answer=best.number))
 
     def _stands(self, best: Trial) -> bool:
         """Whether this trial is the answer of an earlier call, whole, and as it is asked for now;
@@ -655,13 +661,13 @@ class _Search:
 
     def _not_retrained(self, why: str) -> None:
         self.say(f"not trained again on the validation images too: {why}")
-        self.study.note("not retrained", why=why)
+        self._note("not retrained", why=why)
 
     def _retrained(self, best: Trial, config: str) -> tuple[str, ...]:
         """The answer learns from the validation images as well; what is to be known of that."""
         name = f"trial {best.number}"
         self.say(f"training {name} again, on the validation images too")
-        self.study.note("retraining", trial=best.number)
+        self._note("retraining", trial=best.number)
         left_s = None
         if self.deadline is not None:
             left_s = max(0.0, self.deadline - self.clock.judging_s - time.monotonic())
@@ -676,7 +682,7 @@ class _Search:
             return ()
         storage.discard_folder([self.study.final_path])
         self.study.retrained_path.rename(self.study.final_path)
-        self.study.note("retrained", trial=best.number)
+        self._note("retrained", trial=best.number)
         return (
             "The answer learnt from the validation images as well: vidi train DATA --config "
             f"{self.study.best_path.name} --set data.learn_validation=true",
@@ -714,8 +720,8 @@ class _Search:
         self.jobs.clear()
         if number == signal.SIGINT and self.ready:
             self._conclude(hurried=True)
-        self.study.note("interrupted", signal=number)
-        write_study(self.study)
+        self._note("interrupted", signal=number)
+        self._written(lambda: write_study(self.study))
         raise Interrupted(
             f"stopped after {count(len(self.trials), 'trial')}; everything is saved in "
             f"{self.study.path}",
@@ -804,16 +810,21 @@ class _Search:
             {f"train.{name}": getattr(asked, name) for name in PROGRESSIVE.values()}
         )
 
-    def _keep(self, trial: Trial) -> None:
-        """Writes a trial down; on a full disk, after others have made room for it."""
-        self.trials[trial.number] = trial
+    def _written(self, write: Callable[[], T]) -> T:
+        """What writes to the study, done; on a full disk, after others have made room for it."""
         while True:
             try:
-                self.study.write_trial(trial)
+                return write()
             except StorageError as error:
-                self._make_room(error.message)
-            else:
-                break
+                self._make_room(error.message, error.fix)
+
+    def _note(self, event: str, **about: object) -> None:
+        self._written(lambda: self.study.note(event, **about))
+
+    def _keep(self, trial: Trial) -> None:
+        """Writes a trial down."""
+        self.trials[trial.number] = trial
+        self._written(lambda: self.study.write_trial(trial))
         if self.mirror is not None:
             self.mirror.show(trial)
 
