@@ -254,3 +254,14 @@ def test_the_best_settings_can_say_what_settings_cannot(tmp_path: Path) -> None:
         study.write_best(CONFIG, about=["what a training cannot repeat"])
     assert study.best_path.read_text().startswith("# what a training cannot repeat\n")
     assert vidi.config.read(study.best_path) == CONFIG
+
+
+def test_a_trial_that_is_taken_back_leaves_nothing(tmp_path: Path) -> None:
+    study = made(tmp_path / "s")
+    with study.lock():
+        for number in (1, 2):
+            study.write_trial(Trial(number, {}))
+        study.trial_run_path(1).mkdir()
+        study.discard_trial(1)
+    assert [one.number for one in study.trials()] == [2]
+    assert sorted(entry.name for entry in (study.path / "trials").iterdir()) == ["0002.json"]

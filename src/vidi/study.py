@@ -321,6 +321,14 @@ class Study:
             disk=self._disk,
         )
 
+    def discard_trial(self, number: int) -> None:
+        """Takes a trial back, its run too. Needs the lock. Raises StorageError."""
+        self._held()
+        record = self.path / _TRIALS / f"{number:04d}.json"
+        # Its run goes first: a trial that is begun anew has to find none.
+        found = [path for path in (self.trial_run_path(number), record) if os.path.lexists(path)]
+        storage.discard_folder(found, disk=self._disk)
+
     def trial_run_path(self, number: int) -> Path:
         """Where the run of a trial is, or will be."""
         return self.path / _TRIALS / f"{number:04d}"

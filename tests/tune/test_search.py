@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
@@ -590,6 +591,68 @@ def test_a_time_too_short_for_anything_says_how_much_is_needed(
     with pytest.raises(UsageError, match="too short") as caught:
         searched(tmp_path / "s", minutes=0.01)
     assert "--minutes 0." in caught.value.fix
+
+
+OPEN_LENGTH: dict[str, object] = {"model.name": "mlp", "train.batch_size": 64}
+
+
+def lengths(imagined: Imagined) -> set[float | None]:
+    return {parse(one["config"]).train.epochs for one in sent(imagined, "advance")}
+
+
+def test_with_more_time_than_was_too_short_trials_are_longer(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        if message["do"] != "advance":
+            return None
+        answer = dict(imagined._done(message))
+        return {**answer, "result": {**answer["result"], "accuracy": None, "finished": False}}
+
+    imagined.misdeed = misdeed
+    with pytest.raises(UsageError, match="too short"):
+        searched(tmp_path / "s", settings=OPEN_LENGTH, minutes=0.05)
+    (before,) = lengths(imagined)
+    imagined.misdeed = lambda _: None
+    imagined.sent.clear()
+    study = searched(tmp_path / "s", settings=OPEN_LENGTH, minutes=60, trials=2)
+    (after,) = lengths(imagined)
+    assert before is not None
+    assert after is not None
+    assert after > 2 * before
+    run = study.trial_run(1)
+    assert parse(run.text("config")).train.epochs == after
+
+
+def test_trials_that_were_judged_keep_their_length_and_it_is_said(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    lines: list[str] = []
+    searched(tmp_path / "s", settings=OPEN_LENGTH, minutes=0.1, trials=2, show=lines.append)
+    assert not [line for line in lines if "another --out" in line]
+    searched(tmp_path / "s", settings=OPEN_LENGTH, minutes=60, trials=4, show=lines.append)
+    assert len(lengths(imagined)) == 1
+    (said,) = [line for line in lines if "another --out" in line]
+    assert "so that all can be compared" in said
+
+
+def test_time_after_the_last_thing_that_happened_counts(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        if message["do"] == "advance" and Path(message["path"]).name == "0002":
+            time.sleep(1.0)
+            raise Killed
+        return None
+
+    imagined.misdeed = misdeed
+    with pytest.raises(Killed):
+        searched(tmp_path / "s", minutes=60)
+    before = sent(imagined, "advance")[-1]["deadline_s"]
+    imagined.misdeed = lambda _: None
+    imagined.sent.clear()
+    searched(tmp_path / "s", minutes=60)
+    assert sent(imagined, "advance")[0]["deadline_s"] < before - 0.9
 
 
 def test_a_request_that_the_data_refuse_leaves_no_folder(

@@ -44,7 +44,7 @@ def divide(
     """How long a trial is and where it is looked at.
 
     budget_s: what is left of the time; None: trials are counted, not minutes. retraining: as for
-    `Clock`.
+    `Costs`.
     """
     if budget_s is not None:
         budget_s /= 1 + TRAINING_SHARE * retraining
@@ -67,7 +67,7 @@ def divide(
     return Division(epochs, (*shares, 1.0), why)
 
 
-class Clock(NamedTuple):
+class Costs(NamedTuple):
     """What things cost, in seconds.
 
     full_s: one whole training, by the timing before the first trial. judging_s: the answer.

@@ -19,9 +19,10 @@ from vidi.study import Study, default_study_path
 from vidi.train.prepare import Extensions
 from vidi.train.trial import Shared
 from vidi.tune.answer import compare, finish
+from vidi.tune.clock import Clock, kept
 from vidi.tune.pretrained import fit_pretrained
 from vidi.tune.scratch import fit_from_scratch, from_scratch_too
-from vidi.tune.work import Clock, Doing, Show, Work, kept
+from vidi.tune.work import Doing, Show, Work
 
 __all__ = ["Doing", "Show", "fit"]
 

@@ -20,7 +20,7 @@ from vidi.run import Run
 from vidi.study import Rung, Trial
 from vidi.train.prepare import Prepared
 from vidi.train.trial import Shared, advance
-from vidi.tune.budget import Clock, divide, retraining_share
+from vidi.tune.budget import Costs, divide, retraining_share
 from vidi.tune.rungs import Rules, flat_schedule, next_action
 from vidi.tune.sampling import Wish, parameters_of, suggest
 from vidi.tune.work import SPARE_S, UNMEASURED, Work, counts_of
@@ -220,7 +220,7 @@ def _halving(work: Work, shared: Shared, decided: Mapping[str, Any], *, over_at:
     space = spaces.default_space(work.config, shared.facts.dataset, pretrained=False)
     starts = spaces.portfolio(space, pretrained=False)
     wish = Wish("tpe", work.config.train.seed)
-    costs = Clock(
+    costs = Costs(
         shares=rules.shares,
         full_s=float(decided["seconds_per_epoch"]) * search["epochs"],
         judging_s=judging_s(counts_of(shared).validation, float(decided["forward"])),

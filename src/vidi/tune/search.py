@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -25,13 +26,14 @@ from vidi.errors import (
     VidiError,
 )
 from vidi.facts import Facts
-from vidi.plan import choose_model, make
+from vidi.plan import Plan, choose_model, epochs_of, make
 from vidi.report import write_study
 from vidi.run import Run, data_name
 from vidi.signals import Stop, watched
 from vidi.space import Space
 from vidi.study import Rung, Status, Study, Trial, default_study_path
-from vidi.tune.budget import Clock, divide, judging_seconds, retraining_share, slack
+from vidi.tune.budget import Costs, Division, divide, judging_seconds, retraining_share, slack
+from vidi.tune.clock import Clock, kept
 from vidi.tune.foreman import MAX_RETRIES, Foreman, Outcome
 from vidi.tune.mirror import Mirror, show_all
 from vidi.tune.request import PROGRESSIVE, AnySpace, Wanted, check, space_of
@@ -62,6 +64,8 @@ HURRIED_SHARE: Final = 0.05
 NAMES: Final = ("model.name", "train.optimizer", "train.schedule")
 # What may be asked for differently when a study is continued.
 MAY_CHANGE: Final = ("minutes", "trials", "retrain")
+# It is said when trials could be so many times as long as they are.
+NOTABLY_LONGER: Final = 1.2
 # With fewer validation images than this one of them is more than a point of accuracy.
 FEW_TO_JUDGE_BY: Final = 100
 
@@ -161,10 +165,13 @@ def tune(
             if not fresh:
                 study.go_on(config, wanted.asked, kind="tune", may_change=MAY_CHANGE)
                 say(f"continuing {study.path}: {len(study.trials())} trials so far")
+            budget_s = math.inf if minutes is None else 60 * minutes
+            clock = Clock(started_at, budget_s, max(study.spent_s(), _spent(study)))
             with (
+                kept(study, clock),
                 contextlib.closing(_crew(study, config, workers, ray, say)) as crew,
                 watched() as stop,
-                contextlib.closing(_Search(wanted, study, crew, stop, say, started_at)) as search,
+                contextlib.closing(_Search(wanted, study, crew, stop, say, clock)) as search,
             ):
                 search.run()
     except (UsageError, DataError):
@@ -204,7 +211,7 @@ class _Search:
     crew: Crew
     stop: Stop
     say: Callable[[Any], None]
-    started_at: float
+    clock: Clock
     rules: Rules = field(default_factory=Rules)
     trials: dict[int, Trial] = field(default_factory=dict)
     jobs: dict[int, _Job] = field(default_factory=dict)
@@ -217,15 +224,13 @@ class _Search:
 
     def run(self) -> None:
         self.trials = {trial.number: trial for trial in self.study.trials()}
-        spent_s = _spent(self.study)
         self._note("began", trials=len(self.trials))
         if self.wanted.minutes is not None:
-            budget_s = 60 * self.wanted.minutes
-            self.deadline = self.started_at + budget_s - spent_s - slack(budget_s)
+            self.deadline = self.clock.ends_at - slack(self.clock.budget_s)
         log_path = self.study.path / "workers.log"
         self.foreman = Foreman(self.crew, self._opening, log_path=log_path, say=self.say)
         self.facts = self._opened()
-        self.opened_s = time.monotonic() - self.started_at
+        self.opened_s = time.monotonic() - self.clock.started_at
         self._decide()
         url = self.wanted.storage_url
         self.mirror = self._written(lambda: Mirror(self.study, url, say=self.say))
@@ -280,9 +285,11 @@ class _Search:
             self.retraining = retraining_share(
                 dataset.num_images("train"), dataset.num_images("validation")
             )
-        if "epochs" not in self.study.decided:
-            self._measure_and_divide(default.num_epochs, default.steps_per_epoch)
+        if not self._has_length():
+            self._measure_and_divide(default)
         decided = self.study.decided
+        if decided.get("minutes") != wanted.minutes:
+            self._say_what_is_kept(default)
         self.config = self.config.with_settings({"train.epochs": decided["epochs"]})
         self.rules = Rules(
             shares=tuple(decided["shares"]),
@@ -307,7 +314,7 @@ class _Search:
             )
         # What a trial has cost at its rungs: less than its steps where they are cheaper.
         costs = costs_of(wanted.fidelity, self.rules.shares)
-        self.clock = Clock(
+        self.costs = Costs(
             shares=tuple(cost / costs[-1] for cost in costs),
             full_s=float(decided["seconds_per_epoch"]) * decided["epochs"] * costs[-1],
             judging_s=judging_seconds(
@@ -321,21 +328,57 @@ class _Search:
         self.wish = Wish(wanted.sampler, wanted.seed, wanted.trials)
         self.ready = True
 
-    def _measure_and_divide(self, default_epochs: float, steps_per_epoch: int) -> None:
-        config = self._config_of({}, for_a_worker=True)
-        answer = self._answer({"do": "time", "config": config.to_toml()})
-        seconds_per_epoch = float(answer["seconds_per_step"]) * steps_per_epoch
-        division = divide(
-            budget_s=None if self.deadline is None else self.deadline - time.monotonic(),
+    def _has_length(self) -> bool:
+        """Whether it is decided how long a trial is, and has to stay so.
+
+        Trials that were judged by it have to be comparable. Those of a time that was too short for
+        any are done anew, when there is more.
+        """
+        decided, asked = self.study.decided, self.wanted
+        if "epochs" not in decided:
+            return False
+        same = asked.config.train.epochs is not None or decided.get("minutes") == asked.minutes
+        if same or any(trial.rungs for trial in self.trials.values()):
+            return True
+        if self.trials:
+            self.say("no trial was judged in the time that there was: all are begun anew")
+        for number in self.trials:
+            self.study.discard_trial(number)
+        self.trials.clear()
+        return False
+
+    def _say_what_is_kept(self, default: Plan) -> None:
+        decided, budget_s = self.study.decided, self.clock.budget_s
+        if math.isfinite(budget_s):
+            budget_s -= slack(budget_s) + self.opened_s
+        longer = self._divided(default, float(decided["seconds_per_epoch"]), budget_s).epochs
+        if longer > NOTABLY_LONGER * decided["epochs"]:
+            self.say(
+                f"a trial stays {epochs_of(decided['epochs'])} long, so that all can be compared; "
+                f"a search that begins with such a time gives it {epochs_of(longer)}: for that, "
+                "give another --out"
+            )
+
+    def _divided(self, default: Plan, seconds_per_epoch: float, budget_s: float) -> Division:
+        return divide(
+            budget_s=budget_s if math.isfinite(budget_s) else None,
             seconds_per_epoch=seconds_per_epoch,
-            steps_per_epoch=steps_per_epoch,
-            default_epochs=default_epochs,
+            steps_per_epoch=default.steps_per_epoch,
+            default_epochs=default.num_epochs,
             asked_epochs=self.wanted.config.train.epochs,
             retraining=self.retraining,
         )
+
+    def _measure_and_divide(self, default: Plan) -> None:
+        config = self._config_of({}, for_a_worker=True)
+        answer = self._answer({"do": "time", "config": config.to_toml()})
+        seconds_per_epoch = float(answer["seconds_per_step"]) * default.steps_per_epoch
+        left_s = math.inf if self.deadline is None else self.deadline - time.monotonic()
+        division = self._divided(default, seconds_per_epoch, left_s)
         self._written(
             lambda: self.study.decide(
                 fingerprint=self.facts.dataset.fingerprint,
+                minutes=self.wanted.minutes,
                 epochs=division.epochs,
                 shares=list(division.shares),
                 seconds_per_epoch=seconds_per_epoch,
@@ -400,15 +443,15 @@ class _Search:
         if self.deadline is None:
             return True
         trials = self._sorted()
-        needed_s = self.clock.cost(trials, trial, rung)
+        needed_s = self.costs.cost(trials, trial, rung)
         best = best_of(trials, self.rules)
         if rung == len(self.rules.shares) - 1:
-            needed_s += self.clock.answer_s(trials, trial)
+            needed_s += self.costs.answer_s(trials, trial)
         elif best is None:
             # The first of all: something has to be begun, or there is no answer.
             return not self.trials or time.monotonic() + needed_s < self.deadline
         else:
-            needed_s += self.clock.to_the_end(trials, best)
+            needed_s += self.costs.to_the_end(trials, best)
         return time.monotonic() + needed_s <= self.deadline
 
     def _start(self, worker: int, action: Action) -> None:
@@ -426,7 +469,7 @@ class _Search:
         self._note("started", trial=trial.number, rung=action.rung, why=why)
         left_s = None
         if self.deadline is not None:
-            left_s = max(0.0, self.deadline - self.clock.judging_s - time.monotonic())
+            left_s = max(0.0, self.deadline - self.costs.judging_s - time.monotonic())
         message = {
             "do": "advance",
             "path": str(self.study.trial_run_path(trial.number).resolve()),
@@ -497,7 +540,7 @@ class _Search:
         if before is None or best.number != before.number:
             self._written(lambda: self.study.write_best(self._recipe_of(best)))
         words = ", ".join(f"{n.partition('.')[2]} {_short(v)}" for n, v in trial.settings.items())
-        elapsed_s = time.monotonic() - self.started_at
+        elapsed_s = time.monotonic() - self.clock.started_at
         self.say(
             f"{elapsed_s:5.0f} s  trial {trial.number} ({trial.origin}"
             f"{': ' + words if words else ''}) at {share:.0%}: {rung.accuracy:.2%}"
@@ -598,7 +641,7 @@ class _Search:
             if hurried:
                 last_step = min(horizon, newest.step + max(1, round(HURRIED_SHARE * horizon)))
             elif self.deadline is not None:
-                left_s = max(0.0, self.deadline - self.clock.judging_s - time.monotonic())
+                left_s = max(0.0, self.deadline - self.costs.judging_s - time.monotonic())
                 steps = int(0.95 * left_s * best.last.step / max(1e-3, best.last.seconds))
                 last_step = min(horizon, newest.step + max(1, steps))
         accuracy = best.last.accuracy if best.last else 0.0
@@ -651,7 +694,7 @@ class _Search:
             return True
         else:
             # The data are opened once more, with other splits.
-            needed_s = self.opened_s + self.clock.to_the_end(self._sorted(), best)
+            needed_s = self.opened_s + self.costs.to_the_end(self._sorted(), best)
             left_s = self.deadline - time.monotonic()
             if needed_s <= left_s:
                 return True
@@ -670,7 +713,7 @@ class _Search:
         self._note("retraining", trial=best.number)
         left_s = None
         if self.deadline is not None:
-            left_s = max(0.0, self.deadline - self.clock.judging_s - time.monotonic())
+            left_s = max(0.0, self.deadline - self.costs.judging_s - time.monotonic())
         paths = self.study.final_path.resolve(), self.study.retrained_path.resolve()
         message = {"config": config, "name": name, "source": str(paths[0]), "path": str(paths[1])}
         message |= self._of_the_rungs
@@ -690,8 +733,8 @@ class _Search:
 
     def _too_short(self) -> VidiError:
         """No trial came far enough to be judged."""
-        spent_s = time.monotonic() - self.started_at
-        needed_s = spent_s + self.clock.judging_s
+        # What was spent counts when the search is continued, and the data are opened again.
+        needed_s = self.clock.spent_s + self.opened_s + self.costs.judging_s
         needed_s += max(10.0, 5 * float(self.study.decided["seconds_per_epoch"]))
         failed = [one.reason for one in self._sorted() if one.status == "failed"]
         if failed:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, NamedTuple, final
+from typing import Final, final
 
 from vidi.config import Config
 from vidi.errors import Interrupted, VidiError
@@ -32,6 +29,7 @@ from vidi.train.prepare import Extensions, Prepared, build_job, build_state
 from vidi.train.state import Best
 from vidi.train.training import decisions, drive, judge_run
 from vidi.train.trial import Shared, reopened_trial
+from vidi.tune.clock import Clock
 
 # Runs that end by the clock end so long before the time is over, besides what is measured.
 SPARE_S: Final = 0.5
@@ -39,8 +37,6 @@ SPARE_S: Final = 0.5
 UNMEASURED: Final = 1_000.0
 # Shorter trainings are validated once, at their end.
 SELDOM_BELOW_EPOCHS: Final = 4.0
-# The time is written down so often, for whoever goes on after a kill.
-KEEP_EVERY_S: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,51 +54,6 @@ class Doing:
 
 
 Show = Callable[["str | Progress | Doing"], None]
-
-
-class Clock(NamedTuple):
-    """The budget; time in which nothing ran does not count."""
-
-    started_at: float
-    budget_s: float
-    before_s: float
-
-    @property
-    def spent_s(self) -> float:
-        return time.monotonic() - self.started_at + self.before_s
-
-    @property
-    def left_s(self) -> float:
-        return self.budget_s - self.spent_s
-
-    @property
-    def ends_at(self) -> float:
-        """`time.monotonic()` when the time is over."""
-        return self.started_at + self.budget_s - self.before_s
-
-
-@contextlib.contextmanager
-def kept(study: Study, clock: Clock) -> Iterator[None]:
-    """Inside, the study always knows how much time was spent, however this ends."""
-    over = threading.Event()
-
-    def keep() -> None:
-        while True:
-            # A disk that is full costs a continuation a part of its clock, and nothing else.
-            with contextlib.suppress(OSError):
-                study.keep_spent(clock.spent_s)
-            if over.wait(KEEP_EVERY_S):
-                return
-
-    keeping = threading.Thread(target=keep, name="vidi-fit-clock", daemon=True)
-    keeping.start()
-    try:
-        yield
-    finally:
-        over.set()
-        keeping.join()
-        with contextlib.suppress(OSError):
-            study.keep_spent(clock.spent_s)
 
 
 @final
