@@ -177,6 +177,16 @@ def test_what_comes_next(trials: list[Trial], expected: tuple[str, int, int]) ->
     assert action.why or action.kind == "go_on"
 
 
+def test_the_default_goes_to_its_end_rung_by_rung_whatever_it_is_worth() -> None:
+    rules, others = Rules(SHARES, num_trials=3, default=1), [at(2, 0.6), at(3, 0.4)]
+    assert next_action([at(1, 0.1), *others], rules)[:3] == ("go_on", 1, 1)
+    assert next_action([at(1, 0.1, 0.2), *others], rules)[:3] == ("go_on", 1, 2)
+    finished = at(1, 0.1, 0.2, 0.3, status="finished")
+    assert next_action([finished, *others], rules)[:3] == ("go_on", 2, 1)
+    failed = at(1, 0.1, status="failed")
+    assert next_action([failed, *others], rules).number == 2
+
+
 def test_when_none_may_begin_the_best_goes_to_its_end() -> None:
     trials = [at(1, 0.5), at(2, 0.6)]
     action = next_action(trials, Rules(SHARES), may_begin=False)

@@ -78,6 +78,18 @@ def test_a_search_ends_with_an_answer(tmp_path: Path, imagined: Imagined) -> Non
     assert kinds[-1] == "ended"
 
 
+def test_the_default_is_brought_to_its_end_whatever_it_is_worth(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    settings = {**COMMON["settings"], "train.learning_rate": 1e-3}
+    default, *others = searched(tmp_path / "s", settings=settings, workers=2).trials()
+    assert (default.settings, default.status, len(default.rungs)) == ({}, "finished", 3)
+    # What it was worth on its way is known as well: others are compared with it there.
+    assert len({rung.accuracy for rung in default.rungs}) == 3
+    assert default.rungs[0].accuracy < max(one.rungs[0].accuracy for one in others)
+    del imagined
+
+
 def test_dashboards_see_every_trial(tmp_path: Path, with_database: Imagined) -> None:
     del with_database
     study = searched(tmp_path / "s")
@@ -445,12 +457,12 @@ def test_room_is_made_for_whatever_a_search_writes(
     study = searched(out, show=lines.append)
     assert len([line for line in lines if "were let go" in line]) == 1
     assert study.final_path.exists()
-    assert [event["event"] for event in study.events.read()][-1] == "ended"
+    assert events(study, "ended")
 
 
 def test_ctrl_c_finishes_the_best_so_far(tmp_path: Path, imagined: Imagined) -> None:
     def misdeed(message: Mapping[str, Any]) -> Any:
-        if message["do"] == "advance" and Path(message["path"]).name == "0004":
+        if message["do"] == "advance" and message["rung"] == 1:
             os.kill(os.getpid(), signal.SIGINT)
             return "silence"
         return None
@@ -636,9 +648,7 @@ def test_trials_that_were_judged_keep_their_length_and_it_is_said(
     assert "so that all can be compared" in said
 
 
-def test_time_after_the_last_thing_that_happened_counts(
-    tmp_path: Path, imagined: Imagined
-) -> None:
+def test_time_after_the_last_thing_that_happened_counts(tmp_path: Path, imagined: Imagined) -> None:
     def misdeed(message: Mapping[str, Any]) -> Any:
         if message["do"] == "advance" and Path(message["path"]).name == "0002":
             time.sleep(1.0)

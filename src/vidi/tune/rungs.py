@@ -49,7 +49,8 @@ class Rules:
     eta: one in so many is promoted. num_trials: how many are begun; None: as many as there is time
     for. patience: so many trials without a better one, and none is begun any more; 0: never.
     bound: what cannot reach the best any more, if it gains as much as any trial has gained from
-    there, is not promoted.
+    there, is not promoted. default: a trial that goes to its end rung by rung, whatever it is
+    worth, so that the answer is never worse than it.
     """
 
     shares: tuple[float, ...] = (1 / ETA**2, 1 / ETA, 1.0)
@@ -58,6 +59,7 @@ class Rules:
     num_trials: int | None = None
     patience: int = 0
     bound: bool = True
+    default: int | None = None
 
 
 class Action(NamedTuple):
@@ -145,6 +147,10 @@ def next_action(
     for trial in trials:
         if trial.status in ("running", "waiting") and trial.number not in busy:
             why = "it was interrupted" if trial.retries or trial.rungs else trial.origin
+            return Action("go_on", trial.number, _next_rung(trial, rules), why)
+    for trial in trials:
+        if trial.number == rules.default and trial.status == "paused" and trial.number not in busy:
+            why = "it is what all others are compared with"
             return Action("go_on", trial.number, _next_rung(trial, rules), why)
     if promoted := _promotion(trials, rules, busy, num_validation):
         return promoted

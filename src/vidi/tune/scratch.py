@@ -215,7 +215,7 @@ def _search(work: Work, shared: Shared, decided: Mapping[str, Any]) -> None:
 
 def _halving(work: Work, shared: Shared, decided: Mapping[str, Any], *, over_at: float) -> None:
     search = work.study.decided["search"]
-    rules = Rules(shares=tuple(search["shares"]), promotion="asha")
+    rules = Rules(shares=tuple(search["shares"]), promotion="asha", default=1)
     config = work.config.with_settings({"train.epochs": search["epochs"]})
     space = spaces.default_space(work.config, shared.facts.dataset, pretrained=False)
     starts = spaces.portfolio(space, pretrained=False)
@@ -225,29 +225,23 @@ def _halving(work: Work, shared: Shared, decided: Mapping[str, Any], *, over_at:
         full_s=float(decided["seconds_per_epoch"]) * search["epochs"],
         judging_s=judging_s(counts_of(shared).validation, float(decided["forward"])),
     )
-    last = len(rules.shares) - 1
     while not work.stop:
         trials = [one for one in work.study.trials() if not _is_longer(one)]
 
         def fits(trial: Trial | None, rung: int, known: list[Trial] = trials) -> bool:
             return time.monotonic() + costs.cost(known, trial, rung) <= over_at
 
-        first = next((one for one in trials if one.number == 1), None)
-        if first is not None and first.status == "paused":
-            # The default has to be known to its end.
-            number, rung = 1, last
-        else:
-            action = next_action(
-                trials,
-                rules,
-                may_begin=fits(None, 0),
-                num_validation=shared.facts.dataset.num_images("validation"),
-            )
-            if action.kind not in ("begin", "go_on"):
-                return
-            assert action.number is not None
-            assert action.rung is not None
-            number, rung = action.number, action.rung
+        action = next_action(
+            trials,
+            rules,
+            may_begin=fits(None, 0),
+            num_validation=shared.facts.dataset.num_images("validation"),
+        )
+        if action.kind not in ("begin", "go_on"):
+            return
+        assert action.number is not None
+        assert action.rung is not None
+        number, rung = action.number, action.rung
         trial = work.trial(number)
         if trial is not None and number != 1 and not fits(trial, rung):
             return

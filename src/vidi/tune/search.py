@@ -296,6 +296,8 @@ class _Search:
             promotion=wanted.promotion,
             num_trials=wanted.trials,
             patience=wanted.patience,
+            # What comes first; see `_suggested`.
+            default=1,
         )
         num_judged = dataset.num_images("validation") + dataset.num_images("test")
         self.num_validation = dataset.num_images("validation")
