@@ -176,6 +176,16 @@ def ranked(trials: Sequence[Trial], reached: int) -> list[Trial]:
     return sorted((one for one in trials if len(one.rungs) >= reached), key=key)
 
 
+def passed_over(trials: Sequence[Trial], rules: Rules) -> list[Trial]:
+    """Those that are in the best part of no rung and not at work, the oldest first."""
+    kept: set[int] = set()
+    for reached in range(1, len(rules.shares) + 1):
+        here = ranked(trials, reached)
+        kept |= {one.number for one in here[: max(1, len(here) // rules.eta)]}
+    still = ("paused", "failed", "finished")
+    return [one for one in trials if one.status in still and one.number not in kept]
+
+
 def best_of(trials: Sequence[Trial], rules: Rules) -> Trial | None:
     """The trial to build the answer on: the best of those that came furthest.
 

@@ -46,7 +46,7 @@ from vidi.tune.rungs import (
     costs_of,
     flat_schedule,
     next_action,
-    ranked,
+    passed_over,
 )
 from vidi.tune.sampling import OwnSpace, Sampler, Wish, parameters_of, suggest
 from vidi.tune.workers import GRACE_S, Crew, Processes, error_of
@@ -598,16 +598,7 @@ class _Search:
 
         Raises StorageError, with why it is needed and what the user can do, when there is none.
         """
-        trials = self._sorted()
-        busy = {job.number for job in self.jobs.values()}
-        kept: set[int] = set()
-        for reached in range(1, len(self.rules.shares) + 1):
-            here = ranked(trials, reached)
-            kept |= {one.number for one in here[: max(1, len(here) // self.rules.eta)]}
-        for trial in trials:
-            loser = trial.status in ("paused", "failed", "finished") and trial.number not in kept
-            if not loser or trial.number in busy:
-                continue
+        for trial in passed_over(self._sorted(), self.rules):
             # One that cannot be read makes no room, and the next one may.
             with contextlib.suppress(VidiError):
                 run = self.study.trial_run(trial.number)
