@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from vidi.augment import ImageRandom
 from vidi.batch import Batch
 from vidi.config import Config
-from vidi.errors import ConfigError, MismatchError, UsageError
+from vidi.errors import ConfigError, MismatchError, StorageError, UsageError
 from vidi.run import Run
 from vidi.train.loop import Progress
 from vidi.train.prepare import Extensions, part_of_training
@@ -104,6 +106,22 @@ def test_trials_judge_validation_and_leave_the_test_images_alone(
     judged_at = run.evaluation_path("test").stat().st_mtime_ns
     conclude(tmp_path / "final", shared, CONFIG)
     assert run.evaluation_path("test").stat().st_mtime_ns == judged_at
+
+
+def test_a_copy_that_finds_no_room_leaves_nothing(
+    tmp_path: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance(tmp_path / "t", shared, CONFIG, rungs=RUNGS, last_step=7)
+
+    def full(source: str, target: str) -> None:
+        del source
+        Path(target).touch()
+        raise OSError(errno.ENOSPC, "No space left on device", target)
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        copy_run(tmp_path / "t", tmp_path / "final")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["t"]
 
 
 def test_what_is_not_finished_cannot_be_the_answer(tmp_path: Path, shared: Shared) -> None:

@@ -393,6 +393,27 @@ def test_on_a_full_disk_the_oldest_losers_make_room(tmp_path: Path, imagined: Im
     assert all(study.trials()[number - 1].status == "paused" for number in empty)
 
 
+def test_room_is_made_for_the_answer(tmp_path: Path, imagined: Imagined) -> None:
+    full = 2
+
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        nonlocal full
+        if message["do"] == "finish" and full:
+            full -= 1
+            said = {"error": "StorageError", "message": "no space left", "fix": ""}
+            return {"kind": "failed", "exit_code": 74, **said}
+        return None
+
+    imagined.misdeed = misdeed
+    lines: list[str] = []
+    study = searched(tmp_path / "s", show=lines.append)
+    assert len([line for line in lines if "were let go" in line]) == 2
+    assert vidi.Run.exists(study.final_path)
+    full = 99
+    with pytest.raises(StorageError, match="no space left"):
+        searched(tmp_path / "other")
+
+
 def test_a_disk_that_stays_full_ends_the_search(tmp_path: Path, imagined: Imagined) -> None:
     imagined.misdeed = failing("StorageError", "0001")
     with pytest.raises(StorageError):

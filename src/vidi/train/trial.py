@@ -18,10 +18,17 @@ from typing import Final, final
 
 import torch
 
-from vidi import model, probe
+from vidi import model, probe, storage
 from vidi.config import Config, parse
 from vidi.data import Dataset, PixelStore, open_dataset
-from vidi.errors import ConfigError, Interrupted, MismatchError, UsageError, VidiError
+from vidi.errors import (
+    ConfigError,
+    Interrupted,
+    MismatchError,
+    StorageError,
+    UsageError,
+    VidiError,
+)
 from vidi.evaluate import predict
 from vidi.facts import Facts, ModelFacts, Split
 from vidi.image import PixelContract
@@ -318,21 +325,37 @@ def shorten(run_path: Path, last_step: int) -> None:
 def copy_run(source: Path, target: Path) -> None:
     """A copy of a run that nobody works in, complete or not there at all.
 
-    Raises UsageError when `target` exists, OSError as `shutil.copytree`.
+    Raises UsageError when `target` exists, StorageError.
     """
     if os.path.lexists(target):
         raise UsageError(f"{target} exists already")
     # Of the kind that is tidied away, should this be killed.
     beside = target.parent / f".{target.name}.tmp"
     shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(source, beside, ignore=shutil.ignore_patterns("lock", ".*.tmp"))
-    for path in [*beside.rglob("*"), beside]:
+    try:
+        with storage.explained("cannot write", target):
+            _copy_tree(source, beside)
+            beside.rename(target)
+    except StorageError:
+        # On a full disk what is there of it is in the way.
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    def copied(path: str, to: str) -> None:
+        # An OSError would be noted and all other files tried as well.
+        with storage.explained("cannot write", Path(to)):
+            shutil.copy2(path, to)
+
+    ignored = shutil.ignore_patterns("lock", ".*.tmp")
+    shutil.copytree(source, target, ignore=ignored, copy_function=copied)
+    for path in [*target.rglob("*"), target]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    beside.rename(target)
 
 
 def conclude(

@@ -809,19 +809,23 @@ class _Search:
             match told["kind"]:
                 case "done":
                     return told
+                case "failed" if told["error"] == "StorageError" and what in _OF_THE_ANSWER:
+                    self._make_room(str(told["message"]), str(told["fix"]))
                 case "failed":
                     raise error_of(told)
                 case _ if stopping:
                     self._interrupted()
                 case _:
-                    worker, deaths = None, deaths + 1
+                    deaths += 1
                     if deaths > MAX_RETRIES:
                         raise TrainingError(
                             f"a worker cannot {what}: {told['message']}",
                             fix=f"see {storage.shown(self.study.path / 'workers.log')}",
                         )
-                    if what == "finish" and self.study.final_path.exists():
-                        storage.discard_folder([self.study.final_path])
+            # Once more, from its beginning.
+            worker = None
+            if what == "finish" and self.study.final_path.exists():
+                storage.discard_folder([self.study.final_path])
 
     def _config_of(self, settings: Mapping[str, Any], *, for_a_worker: bool = False) -> Config:
         """The config of a trial with these settings."""
