@@ -34,6 +34,7 @@ ROWS = (
         "malloc",
         "cores",
         "data_source",
+        "interpreter",
     ),
     ("plan", "label_errors", "space"),
     ("run", "zoo", "batch", "bundle", "finite", "shards", "energy", "download", "winograd"),

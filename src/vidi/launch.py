@@ -12,6 +12,8 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, Sign
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from vidi.interpreter import options
+
 # How often the launcher looks whether all are alive.
 LOOK_EVERY_S = 0.2
 
@@ -40,7 +42,7 @@ def launch(arguments: Sequence[str], *, processes: int, max_restarts: int) -> in
         logs_specs=DefaultLogsSpecs(),
     )
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", "vidi", *arguments)
+        elastic_launch(config, sys.executable)(*options(), "-u", "-m", "vidi", *arguments)
     except ChildFailedError as error:
         for rank, one in sorted(error.failures.items()):
             # The others get SIGTERM from the launcher.

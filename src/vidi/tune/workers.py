@@ -25,6 +25,7 @@ from vidi.errors import (
     UsageError,
     VidiError,
 )
+from vidi.interpreter import options
 
 # How long a worker may take to save and stop before it is killed.
 GRACE_S: Final = 20.0
@@ -139,7 +140,7 @@ class Processes:
         self._lives[worker] += 1
         with self._log_path.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "vidi.tune.worker"],
+                [sys.executable, *options(), "-m", "vidi.tune.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
