@@ -230,6 +230,22 @@ def test_a_resumed_optimizer_continues_as_if_it_had_not_stopped(name: str) -> No
     assert torch.equal(weights(whole), weights(resumed_model))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_muon_takes_the_momentum_that_it_is_given() -> None:
+    def after(momentum: float) -> Tensor:
+        weight = nn.Parameter(torch.zeros(6, 4))
+        made = optim.make(
+            "muon", [Group("w", (weight,), hidden=True)], learning_rate=1.0, momentum=momentum
+        )
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            weight.grad = torch.randn(6, 4, generator=generator)
+            made.step()
+        return weight.detach()
+
+    assert not torch.equal(after(0.5), after(0.95))
+
+
 @pytest.mark.parametrize("shape", [(12, 7), (7, 12), (8, 8)])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_muon_on_matrices_equals_torch(shape: tuple[int, int]) -> None:

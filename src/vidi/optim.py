@@ -157,8 +157,8 @@ def make(
         groups: from `groups()`, your own, or a module, whose parameters all learn at one rate.
         learning_rate: the peak, for this batch size; torch's `lr`.
         weight_decay: see the rule at the top of this module.
-        momentum: of SGD (Nesterov), RMSprop and Muon; the first beta of Adam, AdamW and NAdam.
-            Adagrad, Adadelta and L-BFGS have none.
+        momentum: of SGD (Nesterov), RMSprop and Muon (0.95 is usual for it); the first beta of
+            Adam, AdamW and NAdam. Adagrad, Adadelta and L-BFGS have none.
         batch_size: images of one update, for the rule of the weight decay.
         fused: torch's fused kernel, or its lists of tensors; left open, what `_Asked.fused` takes.
             Optimizers that have no such choice do not look at it.
@@ -341,7 +341,7 @@ def _lbfgs(asked: _Asked) -> torch.optim.Optimizer:
 
 
 def _muon(asked: _Asked) -> torch.optim.Optimizer:
-    settings = asked.known(Muon, momentum=max(asked.momentum, 0.95))
+    settings = asked.known(Muon, momentum=asked.momentum)
     groups = asked.decoupled
     for group, source in zip(groups, (g for g in asked.groups if g.parameters), strict=True):
         group["orthogonal"] = source.hidden
@@ -368,15 +368,25 @@ _REST_SHARE = 0.1
 
 def _sgd_schedule_free(asked: _Asked) -> torch.optim.Optimizer:
     package = _schedule_free_package()
-    settings = asked.known(package.SGDScheduleFree, momentum=asked.momentum or _REFERENCE_MOMENTUM)
+    _check_averaging(asked)
+    settings = asked.known(package.SGDScheduleFree, momentum=asked.momentum)
     return _begun(package.SGDScheduleFree(asked.decoupled, lr=asked.learning_rate, **settings))
 
 
 def _adamw_schedule_free(asked: _Asked) -> torch.optim.Optimizer:
     package = _schedule_free_package()
-    betas = (asked.momentum or _REFERENCE_MOMENTUM, 0.999)
-    settings = asked.known(package.AdamWScheduleFree, betas=betas)
+    _check_averaging(asked)
+    settings = asked.known(package.AdamWScheduleFree, betas=(asked.momentum, 0.999))
     return _begun(package.AdamWScheduleFree(asked.decoupled, lr=asked.learning_rate, **settings))
+
+
+def _check_averaging(asked: _Asked) -> None:
+    if asked.momentum == 0.0:
+        raise UsageError(
+            "momentum = 0: without a schedule it is the share of the average in the weights that "
+            "gradients are taken at",
+            fix="give a number above 0, such as 0.9",
+        )
 
 
 def _schedule_free_package() -> Any:

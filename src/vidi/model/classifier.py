@@ -161,6 +161,11 @@ class Classifier(nn.Module):
             return declared
         return tuple(_children(self.network))
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the network says must not shrink (timm: position embeddings)."""
+        declared = getattr(self.network, "no_weight_decay", None)
+        return {f"network.{name}" for name in declared()} if callable(declared) else set()
+
     def train(self, mode: bool = True) -> Classifier:
         """As torch's; frozen batch norms, and those of frozen stages, stay in evaluation mode."""
         super().train(mode)

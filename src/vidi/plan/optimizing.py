@@ -139,6 +139,10 @@ def decide_optimizer(
 def _momentum_rule(optimizer: str) -> tuple[float, str]:
     if optimizer == "muon_hyperball":
         return 0.6, "an orthogonal update is steady by itself; Jordan 2024"
+    if optimizer == "muon":
+        return 0.95, "Jordan et al. 2024, Muon"
+    if optimizer in ("adagrad", "adadelta", "lbfgs"):
+        return 0.0, f"{optimizer} has none"
     return 0.9, "Sutskever et al. 2013"
 
 
