@@ -16,11 +16,11 @@ demo: $(VENV)/core
 test: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
-## test-slow: kills at random moments, the report in a real browser, a long fuzz of the decoder
+## test-slow: kills at random moments, the report in a real browser, a long fuzz of the decoder, the largest networks
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m "slow and not gpu" tests/faults tests/report tests/train/test_training.py tests/train/test_ranks.py tests/train/test_sharding.py tests/train/test_recipes.py tests/serve tests/predict tests/test_image_fuzz.py tests/test_gpu_check.py tests/data/test_loader.py tests/tune
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
-## test-all: everything, the largest networks of the zoo too
+## test-all: both
 test-all: $(VENV)/dev
 	$(BIN)/python -m pytest -m "not gpu"
 

@@ -72,7 +72,8 @@ class Step:
                 held.append(tensor)
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        lowered = torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.bfloat16)
+        with lowered, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             self.network(self.images)
         return sum(storages.values())
 

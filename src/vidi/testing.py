@@ -262,6 +262,10 @@ def _check_training(network: nn.Module, images: Tensor, num_classes: int) -> Non
                 f"the model cannot train on a batch of {count}: {error}; leave out batch norm "
                 "where the maps have shrunk to one position"
             ) from error
+        # Whatever else goes wrong in somebody else's code is told in one sentence too.
+        except Exception as error:
+            said = str(error).partition("\n")[0] or type(error).__name__
+            raise AssertionError(f"the model cannot train on a batch of {count}: {said}") from error
         if logits.shape != (count, num_classes):
             raise AssertionError(f"the model gives {tuple(logits.shape)} for {count} images")
     if numpy_state != _numpy_state() or python_state != random.getstate():

@@ -67,18 +67,20 @@ def assert_same_training_step(ours: nn.Module, theirs: nn.Module, batch: Tensor)
         assert (a - b).norm() <= 1e-4 * max(float(b.norm()), 1e-3)
 
 
+# The smallest size that is not treated as small, and the usual one.
+@pytest.mark.parametrize("image_px", [96, 224])
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_weights_outputs_and_gradients_equal_torchvision(name: str) -> None:
-    # 96 px is the smallest size that is not treated as small; it keeps this quick.
+def test_weights_outputs_and_gradients_equal_torchvision(name: str, image_px: int) -> None:
     theirs = shaken(torchvision.models.get_model(name, weights=None, num_classes=10))
     ours = MODELS[name].build(num_classes=10)
     ours.load_state_dict(theirs.state_dict())
     ours.eval()
     theirs.eval()
     with torch.inference_mode():
-        expected = theirs(images(96))
-        assert (ours(images(96)) - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max())
-    assert_same_training_step(ours, theirs, images(96, count=4))
+        expected = theirs(images(image_px))
+        off = (ours(images(image_px)) - expected).abs().max()
+        assert off <= 1e-5 * max(1.0, float(expected.abs().max()))
+    assert_same_training_step(ours, theirs, images(image_px, count=4))
 
 
 @pytest.mark.parametrize("image_px", [96, 127])

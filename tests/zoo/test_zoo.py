@@ -33,7 +33,7 @@ SMALL = (
 EACH = [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
 
 
-def build(name: str, *, image_px: int, channels: int = 3, **settings: float) -> Any:
+def build(name: str, *, image_px: int, channels: int = 3, **settings: Any) -> Any:
     spec = MODELS[name]
     asked = {"num_classes": 7, "image_px": image_px, "channels": channels, **settings}
     known = inspect.signature(spec.build).parameters
@@ -130,12 +130,38 @@ def test_compiled_in_bfloat16_the_small_network_has_the_gradients_that_it_has_in
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_forward_pass_at_its_own_size(name: str) -> None:
+def test_every_promise_is_kept_at_the_size_that_a_network_is_made_for(
+    name: str, channels: int, tmp_path: Path
+) -> None:
     size = MODELS[name].image_px
-    model = build(name, image_px=size).eval()
+    known = inspect.signature(MODELS[name].build).parameters
+    # Every branch takes part.
+    still: dict[str, Any] = {key: 0.0 for key in ("dropout", "stochastic_depth") if key in known}
+    model, batch = build(name, image_px=size, channels=channels, **still), images(size, channels, 1)
+    model(batch).square().sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.any(), parameter_name
+        parameter.grad = None
+    model.eval()
+    exported = torch.export.export(model, (batch,))
     with torch.inference_mode():
-        assert model(images(size, count=1)).shape == (1, 7)
+        logits = model(batch)
+        assert logits.shape == (1, 7)
+        assert torch.equal(model(batch), logits)
+        torch.testing.assert_close(exported.module()(batch), logits, rtol=1e-4, atol=1e-4)
+        safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+        other = build(name, image_px=size, channels=channels).eval()
+        for value in other.state_dict().values():
+            value.zero_()
+        other.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
+        assert torch.equal(other(batch), logits)
+        other.to(memory_format=torch.channels_last)
+        last = other(batch.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(last, logits, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("image_px", [8, 11, 28, 63, 96])
@@ -197,14 +223,17 @@ def test_torch_export_gives_the_same_logits_for_any_batch(name: str) -> None:
 def test_dropout_and_stochastic_depth_act_in_training_only(name: str) -> None:
     known = inspect.signature(MODELS[name].build).parameters
     for setting in {"dropout", "stochastic_depth"} & set(known):
-        # Without batch norm's dependence on the batch nothing else tells two passes apart.
-        model = build(name, image_px=32, **{"dropout": 0.0, setting: 0.5})  # type: ignore[arg-type]
-        if setting == "stochastic_depth" and "efficientnet" in name:
-            model = build(name, image_px=64, dropout=0.0, stochastic_depth=0.9)
-        batch = images(64 if "efficientnet" in name else 32)
+        # Nothing else that is random.
+        still: dict[str, Any] = {
+            key: 0.0 for key in ("dropout", "stochastic_depth") if key in known
+        }
+        model = build(name, image_px=32, **{**still, setting: 0.9})
+        batch = images(32, count=8)
         torch.manual_seed(0)
         first, second = model.train()(batch), model(batch)
         assert not torch.equal(first, second), setting
+        calm = build(name, image_px=32, **still).train()
+        assert torch.equal(calm(batch), calm(batch)), "without it, training is not random"
         model.eval()
         assert torch.equal(model(batch), model(batch)), setting
 

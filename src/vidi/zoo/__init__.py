@@ -48,11 +48,11 @@ def _small_cnns(*, width: int, networks: int) -> ModelSpec:
 
 
 def _vgg(depths: Sequence[int], *, batch_norm: bool = False) -> ModelSpec:
-    return ModelSpec(build=partial(VGG, depths, batch_norm=batch_norm), image_px=224)
+    return ModelSpec(build=partial(VGG, depths=depths, batch_norm=batch_norm), image_px=224)
 
 
 def _resnet(block: type[BasicBlock | Bottleneck], depths: Sequence[int]) -> ModelSpec:
-    return ModelSpec(build=partial(ResNet, block, depths), image_px=224)
+    return ModelSpec(build=partial(ResNet, block=block, depths=depths), image_px=224)
 
 
 def _efficientnet(

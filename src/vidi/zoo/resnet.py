@@ -92,9 +92,9 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
+        *,
         block: type[BasicBlock | Bottleneck],
         depths: Sequence[int],
-        *,
         num_classes: int = 1000,
         channels: int = 3,
         image_px: int = 224,

@@ -28,8 +28,8 @@ class VGG(nn.Module):
 
     def __init__(
         self,
-        depths: Sequence[int],
         *,
+        depths: Sequence[int],
         batch_norm: bool = False,
         num_classes: int = 1000,
         channels: int = 3,
