@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import subprocess
 import sys
@@ -12,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vidi import model
+from vidi import model, optim
 from vidi.augment import views
 from vidi.augment_settings import WholeViews
+from vidi.config import read
 from vidi.errors import ConfigError, UsageError
 from vidi.model import Classifier
 from vidi.testing import check_model
@@ -365,6 +368,7 @@ def test_the_list_of_models_says_what_is_at_hand() -> None:
 def test_models_of_timm_are_listed_by_name_and_tag() -> None:
     (line,) = model.list_models("timm:resnet18.a1_in1k", timm=True)
     assert (line.image_px, line.licence, line.at_hand) == (224, "apache-2.0", False)
+    assert (line.parameters, line.multiply_adds) == (11_689_512, 1_814_073_344)
     assert not model.list_models("timm:resnet18.a1_in1k")
 
 
@@ -526,6 +530,126 @@ def test_a_name_that_only_timm_knows_is_taken_from_timm() -> None:
     assert build("mobilenetv3_small_050").name == "timm:mobilenetv3_small_050"
 
 
+# What a cache of the hub holds after two downloads; written before huggingface_hub looks at it.
+HUB_CACHE = """
+import json, os, sys
+from pathlib import Path
+import safetensors.torch, torch
+from vidi import model
+
+def keep(repository, **files):
+    folder = Path(os.environ["HF_HUB_CACHE"]) / f"models--{repository.replace('/', '--')}"
+    snapshot = folder / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    for name, content in files.items():
+        (snapshot / name.replace("__", ".")).write_bytes(content)
+
+torch.manual_seed(0)
+timm = model.import_timm()
+known = timm.create_model("resnet10t").state_dict()
+own = timm.create_model("resnet10t", num_classes=7).state_dict()
+keep("timm/resnet10t.c3_in1k", model__safetensors=safetensors.torch.save(known))
+pixels = {"input_size": [3, 48, 48], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6],
+          "interpolation": "bilinear", "crop_pct": 0.9, "num_classes": 7,
+          "first_conv": "conv1.0", "classifier": "fc"}
+config = {"architecture": "resnet10t", "num_classes": 7, "pretrained_cfg": pixels}
+keep("someone/tiny", config__json=json.dumps(config).encode(),
+     model__safetensors=safetensors.torch.save(own))
+
+def build(name, **settings):
+    asked = {"num_classes": 7, "image_px": 48, "channels": 3, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return model.build(name, **{**asked, **settings})
+
+def same(classifier, state, *, but=()):
+    found = classifier.network.state_dict()
+    return all(torch.equal(found[n], state[n]) for n in state if not n.startswith(but))
+"""
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        # timm's own weights.
+        """
+got = build("timm:resnet10t.c3_in1k", weights="imagenet")
+assert same(got, known, but=("fc.",))
+assert str(got.fit).endswith("the head is new"), got.fit
+assert "loaded" in model.facts(got).loaded
+(line,) = model.list_models("timm:resnet10t.c3_in1k", timm=True)
+assert line.at_hand
+grey = build("timm:resnet10t.c3_in1k", weights="imagenet", channels=1, mean=(.5,), std=(.5,))
+assert "conv1.0.weight made to take 1 channels" in str(grey.fit), grey.fit
+""",
+        # A model of the hub, whose pixels come with it.
+        """
+hub = model.own("hf-hub:someone/tiny")
+got = build(hub, weights="hub")
+assert got.name == "hf-hub:someone/tiny"
+assert same(got, own)
+facts = model.weights_facts("hf-hub:someone/tiny", "hub")
+assert (facts.image_px, facts.mean, facts.crop_fraction) == (48, (0.1, 0.2, 0.3), 0.9)
+again = build(hub, weights="hub", saved=got.state_dict())
+again.load_state_dict(got.state_dict())
+""",
+        # What is not there cannot be had.
+        """
+from vidi.errors import UsageError
+for name, weights in (("timm:resnet14t.c3_in1k", "imagenet"), ("hf-hub:no/where", "hub")):
+    try:
+        build(model.own(name) if weights == "hub" else name, weights=weights)
+    except UsageError as error:
+        assert "cannot be had" in error.message, error
+        assert "model.weights" in error.fix
+    else:
+        raise AssertionError(name)
+""",
+    ],
+)
+def test_weights_in_the_cache_of_the_hub_need_no_network(check: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", HUB_CACHE + check],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_model_of_the_hub_is_named_on_the_command_line_only(tmp_path: Path) -> None:
+    name = "hf-hub:someone/tiny"
+    model.check_name(name)
+    with pytest.raises(UsageError, match="OWNER/NAME"):
+        model.check_name("hf-hub:../../tiny")
+    (tmp_path / "asked.toml").write_text(f'[model]\nname = "{name}"\n')
+    with pytest.raises(ConfigError, match="not taken from a file") as caught:
+        read(tmp_path / "asked.toml")
+    assert f"--model {name}" in caught.value.fix
+
+
+def test_a_timm_file_keeps_the_pixels_of_timm_s_weights(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    safetensors.torch.save_file(build("timm:resnet10t").network.state_dict(), path)
+    facts = model.weights_facts("timm:resnet10t", str(path))
+    assert facts == model.weights_facts("timm:resnet10t", "imagenet")
+
+
+def test_position_embeddings_of_timm_do_not_decay() -> None:
+    classifier = build("timm:vit_tiny_patch16_224", image_px=32)
+    resting = {
+        name
+        for group in optim.groups(classifier)
+        if not group.decays
+        for name, parameter in classifier.named_parameters()
+        if any(parameter is one for one in group.parameters)
+    }
+    assert {"network.pos_embed", "network.cls_token"} <= resting
+    assert "network.head.weight" not in resting
+
+
 def test_torchvision_and_timm_import_beside_a_torch_for_processors() -> None:
     code = "from vidi import model; model.import_timm(); import torchvision"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True)
@@ -543,7 +667,7 @@ def test_torchvision_and_timm_import_beside_a_torch_for_processors() -> None:
         ("os.system", "there is no model"),
         ("../../resnet18", "there is no model"),
         ("/etc/passwd", "there is no model"),
-        ("hf-hub:someone/model", "not of the form module:name"),
+        ("hf-hub:someone/model", "not taken from a file"),
         ("", "there is no model"),
     ],
 )

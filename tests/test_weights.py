@@ -100,9 +100,15 @@ def test_weights_of_another_network_are_refused_with_the_shapes(
         weights.fit(network(), state() | changed, head_name="3")
 
 
-def test_weights_without_a_name_in_common_are_refused() -> None:
-    with pytest.raises(UsageError, match="no name in common"):
-        weights.fit(network(), {"a": torch.ones(1)}, head_name="3")
+@pytest.mark.parametrize("names", [(), ("0.weight",), ("0.weight", "0.bias", "3.weight", "3.bias")])
+def test_weights_with_few_names_in_common_are_refused(names: tuple[str, ...]) -> None:
+    few = {name: state()[name] for name in names} | {"a": torch.ones(1)}
+    target = network()
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(UsageError, match=r"[012] of its 7 names below the head") as caught:
+        weights.fit(target, few, head_name="3")
+    assert "model.name" in caught.value.fix
+    assert same(dict(target.state_dict()), before)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -201,27 +207,38 @@ def test_no_change_of_a_safetensors_file_does_worse_than_an_error(
     ],
 )
 def test_a_checkpoint_of_torch_is_imported_once_and_kept_as_safetensors(
-    wrapped: Callable[[dict[str, Tensor]], Any], tmp_path: Path
+    wrapped: Callable[[dict[str, Tensor]], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, cache = tmp_path / "net.pth", tmp_path / "cache"
     torch.save(wrapped(state()), path)
     assert same(weights.from_file(path, folder=cache), state())
-    [kept] = cache.iterdir()
-    assert kept.name.startswith("net.pth.")
+    [kept] = (cache / "imported").iterdir()
     assert kept.suffix == ".safetensors"
     assert hashlib.sha256(kept.read_bytes()).hexdigest() in kept.name
     # The second time it comes from there: the pickle is not opened again.
-    stamp = path.stat()
-    path.write_bytes(b"PK garbage")
-    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    monkeypatch.setattr(subprocess, "run", None)
     assert same(weights.from_file(path, folder=cache), state())
+
+
+def test_files_of_one_name_are_not_taken_for_one_another(tmp_path: Path) -> None:
+    """A checkpoint is called best.pth in every folder, and the older one may be asked for later."""
+    cache = tmp_path / "cache"
+    for seed in (1, 2):
+        (tmp_path / str(seed)).mkdir()
+        torch.save(state(seed), tmp_path / str(seed) / "best.pth")
+    os.utime(tmp_path / "2" / "best.pth", (0, 0))
+    for seed in (1, 2, 1):
+        path = tmp_path / str(seed) / "best.pth"
+        assert same(weights.from_file(path, folder=cache), state(seed))
+    # Nor for published weights that are called so.
+    assert not weights.is_at_hand("https://nowhere.invalid/best.pth", cache)
 
 
 def test_a_damaged_copy_is_imported_again(tmp_path: Path) -> None:
     path, cache = tmp_path / "net.pth", tmp_path / "cache"
     torch.save(state(), path)
     weights.from_file(path, folder=cache)
-    [kept] = cache.iterdir()
+    [kept] = (cache / "imported").iterdir()
     damaged = bytearray(kept.read_bytes())
     damaged[-1] ^= 1
     kept.write_bytes(bytes(damaged))
@@ -252,6 +269,7 @@ def test_a_hostile_pickle_runs_nothing(suffix: str, legacy: bool, tmp_path: Path
 def test_the_importing_process_may_do_nothing_but_import(tmp_path: Path) -> None:
     """Even if a hole in torch let a file run code of its own."""
     (tmp_path / "kept").write_text("kept")
+    (tmp_path / "x.pth").write_bytes(b"small")
     tries = (
         "socket.create_connection(('127.0.0.1', 9))",
         "subprocess.run(['true'])",
@@ -280,7 +298,22 @@ def test_the_importing_process_may_do_nothing_but_import(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"stopped: {action}" for action in tries]
-    assert {entry.name for entry in tmp_path.iterdir()} == {"kept", "x.safetensors"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"kept", "x.pth", "x.safetensors"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say what is used")
+def test_the_importing_process_may_not_take_all_memory(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(b"small")
+    code = (
+        "import sys; from vidi import import_weights\n"
+        "import_weights.unpickled = lambda path: {'a': bytearray(4 << 30)}\n"
+        "sys.exit(import_weights.main(['x.pth', 'x.safetensors']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["MemoryError: "]
 
 
 def test_a_file_that_is_not_there_or_no_checkpoint_is_said(tmp_path: Path) -> None:
@@ -349,10 +382,10 @@ def digest() -> str:
 def test_published_weights_are_downloaded_verified_and_kept(address: str, tmp_path: Path) -> None:
     seen: list[tuple[int, int | None]] = []
     folder = tmp_path / "cache"
-    got = weights.obtain(
+    path = weights.fetch(
         address, digest()[:8], folder=folder, watch=lambda *so_far: seen.append(so_far)
     )
-    assert same(got, state())
+    assert same(weights.read_safetensors(path), state())
     assert seen[-1] == (len(Server.content), len(Server.content))
     assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
     assert weights.is_at_hand(address, folder)
@@ -360,6 +393,19 @@ def test_published_weights_are_downloaded_verified_and_kept(address: str, tmp_pa
     Server.status = 500
     assert same(weights.obtain(address, digest()[:8], folder=folder), state())
     assert len(Server.asked) == 1
+
+
+def test_who_wants_the_same_file_waits_for_who_downloads_it(address: str, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    code = (
+        "import sys; from pathlib import Path; from vidi import weights\n"
+        "weights.fetch(sys.argv[1], sys.argv[2], folder=Path(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, address, digest(), str(folder)]
+    several = [subprocess.Popen(command) for _ in range(3)]
+    assert [one.wait(timeout=300) for one in several] == [0, 0, 0]
+    assert len(Server.asked) == 1
+    assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
 
 
 def test_half_a_download_is_continued(address: str, tmp_path: Path) -> None:
@@ -439,9 +485,9 @@ def test_an_encrypted_connection_is_never_given_up() -> None:
 # Through the model -------------------------------------------------------------------------------
 
 
-def build(**settings: Any) -> model.Classifier:
+def build(name: str = "small_cnn", **settings: Any) -> model.Classifier:
     asked = {"num_classes": 5, "image_px": 32, "channels": 3, "mean": (0.5,) * 3, **settings}
-    return model.build("small_cnn", std=(0.5,) * 3, **asked)
+    return model.build(name, std=(0.5,) * 3, **asked)
 
 
 def test_a_model_starts_from_a_file_of_its_own_weights(tmp_path: Path) -> None:
@@ -456,3 +502,37 @@ def test_a_model_starts_from_a_file_of_its_own_weights(tmp_path: Path) -> None:
     other = build(weights=str(path), num_classes=9)
     assert other.fit is not None
     assert other.fit.replaced == ("head.weight", "head.bias")
+
+
+def test_a_file_of_vidi_says_how_its_images_were_normalised(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    trained = build(mean=(0.4, 0.5, 0.6))
+    safetensors.torch.save_file(dict(trained.state_dict()), path)
+    found = model.weights_facts("small_cnn", str(path))
+    assert found is not None
+    assert found.image_px is None
+    assert found.mean == pytest.approx((0.4, 0.5, 0.6), abs=1e-6)
+    assert found.std == pytest.approx((0.5, 0.5, 0.5), abs=1e-6)
+    # Of a published network the rest is taken over.
+    like = model.weights_facts("resnet18", str(path))
+    assert like is not None
+    assert (like.image_px, like.mean) == (224, found.mean)
+    safetensors.torch.save_file({"scale": torch.zeros(3), "shift": torch.zeros(3)}, path)
+    with pytest.raises(DamagedError, match="normalisation"):
+        model.weights_facts("small_cnn", str(path))
+
+
+@pytest.mark.parametrize("image_px", [32, 128])
+def test_a_resnet_starts_from_filters_of_either_size(image_px: int, tmp_path: Path) -> None:
+    trained = build("resnet18", image_px=image_px)
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(dict(trained.state_dict()), path)
+    again = build("resnet18", weights=str(path))
+    assert again.fit is not None
+    assert not again.fit.missing
+    filters = "network.conv1.weight"
+    assert torch.equal(again.state_dict()[filters], trained.state_dict()[filters])
+    # What a run saved is known by its filters alone: the file may be gone.
+    path.unlink()
+    saved = dict(again.state_dict())
+    build("resnet18", weights=str(path), saved=saved).load_state_dict(saved)

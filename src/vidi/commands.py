@@ -40,7 +40,7 @@ from vidi.plan import Plan
 from vidi.predictor.trained import view_kind
 from vidi.probe import RangeTest, machine, picture, range_test
 from vidi.report import PICTURE_PX, audit_pictures, render_audit, write, write_study
-from vidi.restore import build_model, load_best
+from vidi.restore import trained_model
 from vidi.run import Run
 from vidi.step import StepSettings
 from vidi.study import Study
@@ -273,8 +273,7 @@ def evaluate(
     own = dataset.fingerprint == facts_of(opened).fingerprint
     chosen = _split(split, dataset)
     torch.set_num_threads(made.execution.threads)
-    classifier = build_model(made, model)
-    load_best(opened, classifier)
+    classifier, _ = trained_model(opened, made, model)
     # The temperature was fitted to plain predictions; averaged ones are less sharp.
     fitted = chosen != "validation" and not tta
     temperature = fitted_temperature(opened) if fitted else None

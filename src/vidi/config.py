@@ -322,7 +322,14 @@ def read(path: Path) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"cannot read the config {path}: {reason}") from None
-    return parse(text, origin=str(path))
+    config = parse(text, origin=str(path))
+    if config.model.name is not None and config.model.name.startswith("hf-hub:"):
+        # A file may come from anybody, and so may what it names.
+        raise ConfigError(
+            f"{path}: a model of the hub is not taken from a file",
+            fix=f"name it on the command line: --model {config.model.name}",
+        )
+    return config
 
 
 def parse_settings(assignments: tuple[str, ...] | list[str]) -> dict[str, object]:

@@ -100,12 +100,13 @@ class Machine(Frozen):
 class WeightsFacts(Frozen):
     """What a model's pretrained weights were trained on: their pixel contract."""
 
-    image_px: int
+    # None: not known, of a file that says no more than its normalisation.
+    image_px: int | None = None
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: Literal["nearest", "bilinear", "bicubic"]
-    # Share of the resized image's side that the centre crop keeps.
-    crop_fraction: float
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    # Share of the resized image's side that the centre crop keeps; 256 to 224 px by default.
+    crop_fraction: float = 7 / 8
 
 
 class ModelFacts(Frozen):
@@ -115,8 +116,12 @@ class ModelFacts(Frozen):
     parameters: int
     # Multiply-adds of one image, forward.
     multiply_adds: int
+    # What a training step keeps for its backward pass, of each image, in float32.
+    activation_bytes: int | None = None
     num_features: int | None = None
     stages: tuple[str, ...] = ()
+    # What became of pretrained weights, in words; empty without.
+    loaded: str = ""
 
 
 class StepTiming(Frozen):

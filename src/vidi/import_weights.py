@@ -10,6 +10,7 @@ the file is opened this process may not connect, start programs, or write anythi
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ except ImportError:  # Windows has no such limits.
 
 # Processor time; the largest checkpoint that fits in memory reads in seconds.
 _LIMIT_S = 300
+# Memory: of what a file holds once, a few copies are made. What it claims to hold may be more.
+_COPIES = 4
+_SPARE_BYTES = 1 << 30
 
 _FORBIDDEN = (
     "socket.",
@@ -71,6 +75,7 @@ def main(arguments: list[str]) -> int:
     if resource is not None:
         resource.setrlimit(resource.RLIMIT_CPU, (_LIMIT_S, _LIMIT_S))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _limit_memory(_COPIES * source.stat().st_size + _SPARE_BYTES)
     sys.addaudithook(_Locked(target))
     try:
         tensors = unpickled(source)
@@ -81,9 +86,22 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"{error.message}\n")
         return error.exit_code
     except Exception as error:  # Whatever a hostile file provokes is told in one line.
-        sys.stderr.write(f"{type(error).__name__}: {str(error).splitlines()[0]}\n")
+        said = str(error).partition("\n")[0]
+        sys.stderr.write(f"{type(error).__name__}: {said}\n")
         return 1
     return 0
+
+
+def _limit_memory(more_bytes: int) -> None:
+    """So many beyond what this process has by now, where the system says how much that is."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return
+    used = re.search(r"VmData:\s+(\d+) kB", status)
+    if used is not None:
+        most = int(used[1]) * 1024 + more_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 if __name__ == "__main__":

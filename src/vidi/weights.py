@@ -10,6 +10,7 @@ Nothing is dropped in silence: `fit` says what was matched, missing, unexpected 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import importlib.util
 import os
@@ -17,9 +18,11 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -27,13 +30,17 @@ import torch
 from torch import Tensor, nn
 
 from vidi.download import Watch, download, verify
-from vidi.errors import DamagedError, MissingExtra, UsageError
-from vidi.storage import make_folder, parse_json, read_file, write_file
+from vidi.errors import DamagedError, InUseError, MissingExtra, UsageError
+from vidi.storage import Lock, explained, make_folder, parse_json, read_file, write_file
 
 # Larger than any model that fits a training machine; a header beyond it is hostile.
 _MAX_HEADER_BYTES = 16 * 2**20
 _MAX_TENSORS = 100_000
 _IMPORT_TIMEOUT_S = 600.0
+# How long a process waits for another one that downloads the same file.
+_WAIT_S = 3600.0
+# Where files of users are kept once they are imported, apart from what was published and verified.
+_OF_USERS = "imported"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +96,15 @@ def is_at_hand(source: str, folder: Path | None = None) -> bool:
     return _kept(kept, name) is not None or (kept / name).is_file()
 
 
-def obtain(
+def fetch(
     source: str,
     sha256: str,
     *,
     size_bytes: int | None = None,
     folder: Path | None = None,
     watch: Watch | None = None,
-) -> dict[str, Tensor]:
-    """The tensors of published weights, verified.
+) -> Path:
+    """A file on this machine with the tensors of published weights, downloaded where it is not.
 
     Args:
         source: "package:MODULE/FILE", in an installed data-only package, or an address to download
@@ -116,28 +123,62 @@ def obtain(
     kind, _, rest = source.partition(":")
     if kind == "package":
         module, _, file = rest.partition("/")
-        return _from_package(module, file, sha256)
+        return _in_package(module, file, sha256)
     folder = folder or cache_folder()
     name = source.rpartition("/")[2]
-    kept = _kept(folder, name)
-    if kept is not None:
-        return read_safetensors(kept)
+    if (kept := _kept(folder, name)) is not None:
+        return kept
     make_folder(folder)
     path = folder / name
-    if not path.is_file():
-        download(
-            source,
-            path,
-            sha256=sha256,
-            size_bytes=size_bytes,
-            watch=watch,
-            instead="use weights that need no network (efficientnet_lite0)",
-        )
-    verify(path, sha256)
-    state = from_checkpoint(path, folder=folder)
-    with contextlib.suppress(OSError):
-        path.unlink()
-    return state
+    with _alone(folder / f"{name}.lock"):
+        # Somebody else may have fetched it meanwhile.
+        kept = _kept(folder, name)
+        if kept is None:
+            if not path.is_file():
+                download(
+                    source,
+                    path,
+                    sha256=sha256,
+                    size_bytes=size_bytes,
+                    watch=watch,
+                    instead="use weights that need no network (efficientnet_lite0)",
+                )
+            verify(path, sha256)
+            kept = _imported(path, folder, name)
+            with contextlib.suppress(OSError):
+                path.unlink()
+    return kept
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits for another process that fetches the same file.
+
+    Raises InUseError where that takes too long, StorageError.
+    """
+    lock, give_up_at = Lock(path), time.monotonic() + _WAIT_S
+    while True:
+        try:
+            lock.acquire()
+            break
+        except InUseError:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def obtain(
+    source: str, sha256: str, *, size_bytes: int | None = None, folder: Path | None = None
+) -> dict[str, Tensor]:
+    """The tensors of published weights, verified. Arguments and errors as of `fetch`."""
+    path = fetch(source, sha256, size_bytes=size_bytes, folder=folder)
+    # All of a package's digest is known, so it is read in this process: three seconds less to
+    # start.
+    return read_safetensors(path) if path.suffix == ".safetensors" else unpickled(path)
 
 
 def is_file_name(weights: str) -> bool:
@@ -152,14 +193,57 @@ def from_file(path: Path, *, folder: Path | None = None) -> dict[str, Tensor]:
         UsageError: there is no such file, or it is neither.
         DamagedError: it is damaged.
     """
-    if not path.is_file():
-        raise UsageError(f"there is no file of weights at {path}")
+    check_file(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    return from_checkpoint(path, folder=folder or cache_folder())
+    folder = (folder or cache_folder()) / _OF_USERS
+    with explained("cannot read", path), path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return read_safetensors(_kept(folder, digest) or _imported(path, folder, digest))
 
 
-def _from_package(module: str, file: str, sha256: str) -> dict[str, Tensor]:
+def check_file(path: Path) -> None:
+    """Raises UsageError where there is no file that could hold weights."""
+    if not path.is_file():
+        raise UsageError(
+            f"there is no file of weights at {path}",
+            fix="give the path of a .safetensors file or of a checkpoint of torch",
+        )
+    if path.suffix != ".safetensors":
+        with explained("cannot read", path), path.open("rb") as file:
+            begins = file.read(2)
+        if begins not in (b"PK", b"\x80\x02"):
+            raise UsageError(
+                f"{path} is not a file that torch wrote",
+                fix="give a .safetensors file or a checkpoint of torch",
+            )
+
+
+def normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation, in 0..1, of each channel that a classifier of vidi's was trained
+    with, from its file; None for other files.
+
+    Raises:
+        DamagedError: it is no safetensors file, or is damaged.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    with explained("cannot read", path), path.open("rb") as file:
+        length = _header_length(file.read(9), path.stat().st_size, str(path))
+        file.seek(8)
+        names = _header(file.read(length), str(path))
+    if not {"scale", "shift"} <= names.keys():
+        return None
+    with _reader_errors(str(path)), safetensors.safe_open(path, framework="pt") as opened:
+        scale, shift = opened.get_tensor("scale").flatten(), opened.get_tensor("shift").flatten()
+    if scale.shape != shift.shape or not ((scale > 0) & scale.isfinite() & shift.isfinite()).all():
+        raise DamagedError(f"{path}: its normalisation is none")
+    # (x / 255 - mean) / std is x * scale + shift.
+    std = 1.0 / (255.0 * scale)
+    return tuple((-shift * std).tolist()), tuple(std.tolist())
+
+
+def _in_package(module: str, file: str, sha256: str) -> Path:
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         package = module.replace("_", "-")
@@ -168,16 +252,15 @@ def _from_package(module: str, file: str, sha256: str) -> dict[str, Tensor]:
             fix=f"pip install {package}",
         )
     path = Path(spec.submodule_search_locations[0]) / file
-    # All of its digest is known, so it is read in this process: three seconds less to start.
     verify(path, sha256)
-    return unpickled(path)
+    return path
 
 
 # ---- Files ---------------------------------------------------------------------------------------
 
 
-def from_checkpoint(path: Path, *, folder: Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch wrote; from then on they are kept in `folder`.
+def _imported(path: Path, folder: Path, key: str) -> Path:
+    """The tensors of a file that torch wrote, as a file in `folder` that `_kept` finds by `key`.
 
     The file is a pickle. It is read in a process of its own that may not write, connect or start
     anything, with torch's `weights_only=True`, and only what that process hands over is used.
@@ -185,11 +268,7 @@ def from_checkpoint(path: Path, *, folder: Path) -> dict[str, Tensor]:
     Raises:
         UsageError: the file is no checkpoint, or holds more than tensors.
     """
-    if path.read_bytes()[:2] not in (b"PK", b"\x80\x02"):
-        raise UsageError(f"{path} is not a file that torch wrote")
-    kept = _kept(folder, path.name)
-    if kept is not None and kept.stat().st_mtime_ns >= path.stat().st_mtime_ns:
-        return read_safetensors(kept)
+    check_file(path)
     make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         target = Path(scratch) / "model.safetensors"
@@ -208,18 +287,17 @@ def from_checkpoint(path: Path, *, folder: Path) -> dict[str, Tensor]:
                 fix="ask its author for a .safetensors file",
             )
         packed = read_file(target)
-    digest = hashlib.sha256(packed).hexdigest()
-    write_file(folder / f"{path.name}.{digest}.safetensors", packed)
-    return _parsed(packed, str(path))
+    _parsed(packed, str(path))
+    kept = folder / f"{key}.{hashlib.sha256(packed).hexdigest()}.safetensors"
+    write_file(kept, packed)
+    return kept
 
 
-def _kept(folder: Path, name: str) -> Path | None:
-    """What an earlier import of the file `name` left; its own digest is part of what it is called.
-
-    A damaged one counts as not there.
+def _kept(folder: Path, key: str) -> Path | None:
+    """What an earlier import left: of published weights by the name of their file, of a user's file
+    by its contents. Its own digest is part of what it is called; a damaged one is not there.
     """
-    found = sorted(folder.glob(f"{name}.*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
-    for path in reversed(found):
+    for path in sorted(folder.glob(f"{glob.escape(key)}.*.safetensors")):
         digest = path.name.removesuffix(".safetensors").rpartition(".")[2]
         with contextlib.suppress(DamagedError):
             verify(path, digest)
@@ -265,14 +343,30 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _parsed(packed: bytes, origin: str) -> dict[str, Tensor]:
     """Checks what the reader of safetensors does not: the size of its header and doubled names."""
-    length = struct.unpack("<Q", packed[:8])[0] if len(packed) >= 8 else 0
-    if not 2 <= length <= min(_MAX_HEADER_BYTES, len(packed) - 8) or packed[8:9] != b"{":
+    length = _header_length(packed[:9], len(packed), origin)
+    _header(packed[8 : 8 + length], origin)
+    with _reader_errors(origin):
+        return safetensors.torch.load(packed)
+
+
+def _header_length(begins: bytes, size_bytes: int, origin: str) -> int:
+    length: int = struct.unpack("<Q", begins[:8])[0] if len(begins) >= 8 else 0
+    if not 2 <= length <= min(_MAX_HEADER_BYTES, size_bytes - 8) or begins[8:9] != b"{":
         raise DamagedError(f"{origin} is not a safetensors file")
-    header = parse_json(packed[8 : 8 + length], f"{origin}: its header")
+    return length
+
+
+def _header(packed: bytes, origin: str) -> dict[str, Any]:
+    header = parse_json(packed, f"{origin}: its header")
     if not isinstance(header, dict) or len(header) > _MAX_TENSORS:
         raise DamagedError(f"{origin}: its header is not one of safetensors")
+    return header
+
+
+@contextlib.contextmanager
+def _reader_errors(origin: str) -> Iterator[None]:
     try:
-        return safetensors.torch.load(packed)
+        yield
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{origin} is damaged: {error}") from error
 
@@ -289,7 +383,8 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], *, head_name: str) -> F
     - The head, when its number of classes differs: it keeps its new initial values.
 
     Raises:
-        UsageError: other shapes differ, or nothing matches; the file is for another network.
+        UsageError: other shapes differ, or less than half of what is below the head is there; the
+            file is for another network.
         DamagedError: a tensor holds NaN or infinity.
     """
     own = network.state_dict()
@@ -299,6 +394,8 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], *, head_name: str) -> F
     wrong: list[str] = []
     values: dict[str, Tensor] = {}
     head = {name for name in own if name.startswith(f"{head_name}.")}
+    # The layer that sees the pixels.
+    first = next((name for name, tensor in own.items() if tensor.ndim == 4), None)
     # The head fits as a whole or not at all: a bias without its weight would be worse than none.
     head_differs = any(name in state and state[name].shape != own[name].shape for name in head)
     for name in own.keys() & state.keys():
@@ -308,17 +405,27 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], *, head_name: str) -> F
         elif value.shape == mine.shape:
             matched.append(name)
             values[name] = value
-        elif _only_inputs_differ(value, mine):
+        elif name == first and _only_inputs_differ(value, mine):
             values[name] = _with_channels(value, mine.shape[1])
             reshaped[name] = f"made to take {mine.shape[1]} instead of {value.shape[1]} channels"
         else:
             wrong.append(f"{name} is {tuple(value.shape)}, not {tuple(mine.shape)}")
-    if wrong or not values:
-        listed = "; ".join(sorted(wrong)[:3]) or "no name in common"
-        raise UsageError(f"these weights are for another network: {listed}")
+    body = own.keys() - head
+    in_common = len(body & values.keys())
+    if not values or 2 * in_common < len(body):
+        wrong.append(f"{in_common} of its {len(body)} names below the head are in the file")
+    if wrong:
+        listed = "; ".join(sorted(wrong)[:3])
+        raise UsageError(
+            f"these weights are for another network: {listed}",
+            fix="give a file of this network, or name the one that the file is of: model.name",
+        )
     for name, value in values.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise DamagedError(f"the weights hold a value that is not a number, in {name}")
+            raise DamagedError(
+                f"the weights hold a value that is not a number, in {name}",
+                fix="get the file again, or train from scratch with model.weights = 'none'",
+            )
     with torch.no_grad():
         for name, value in values.items():
             own[name].copy_(value)
@@ -333,7 +440,6 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], *, head_name: str) -> F
 
 
 def _only_inputs_differ(value: Tensor, mine: Tensor) -> bool:
-    # 3 or 1 in the file: the layer that sees the pixels. Deeper layers have more channels.
     return (
         value.ndim == mine.ndim == 4
         and value.shape[1] in (1, 3)

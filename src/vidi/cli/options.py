@@ -206,6 +206,6 @@ def asked_config(
 def loaded_model(name: str | None) -> Any:
     if name is None:
         return None
-    from vidi.config import load
+    from vidi.model import own
 
-    return load(name)
+    return own(name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from vidi.config import load
 from vidi.errors import UsageError, nearest
 from vidi.model.classifier import Classifier
-from vidi.model.from_timm import from_timm, timm_name
-from vidi.model.pretrained import load_weights
+from vidi.model.from_timm import HubModel, from_timm, timm_fit, timm_name
+from vidi.model.pretrained import load_weights, read_weights
 from vidi.zoo import MODELS
 
 
@@ -29,6 +30,7 @@ def build(
     dropout: float | None = None,
     stochastic_depth: float | None = None,
     weights: str | None = None,
+    saved: Mapping[str, Tensor] | None = None,
 ) -> Classifier:
     """A model with initial or pretrained weights, on the processor.
 
@@ -42,7 +44,10 @@ def build(
         channels: 1 for grey, 3 for colour; others work too.
         mean, std: of each channel, in 0..1.
         dropout, stochastic_depth: None leaves them at what the model has by itself.
-        weights: None, "imagenet", or the path of a file: .safetensors, or a checkpoint of torch.
+        weights: None, "imagenet", or the path of a file: .safetensors, or a checkpoint of torch;
+            "hub" for a `HubModel`.
+        saved: of a classifier like this one, whose weights will be put into it by the caller: only
+            what they say of its layers is used, and `weights` are not looked for.
 
     Raises:
         UsageError: no such model or weights, or a size, channel or class count that cannot be.
@@ -55,25 +60,54 @@ def build(
         "dropout": dropout,
         "stochastic_depth": stochastic_depth,
     }
-    own = isinstance(name, str) and name in MODELS
     shown = name if isinstance(name, str) else name_of(name)
-    if isinstance(name, str) and name in MODELS:
-        network = _from_zoo(name, asked, pretrained=weights is not None)
-    elif isinstance(name, str) and (found := timm_name(name)) is not None:
-        shown = f"timm:{found}"
-        network = from_timm(found, asked, weights)
-    elif callable(name) or ":" in name:
-        network = _from_function(load(name) if isinstance(name, str) else name, asked, shown)
+    in_timm = name.name if isinstance(name, HubModel) else None
+    if isinstance(name, str) and name not in MODELS:
+        in_timm = timm_name(name)
+        if in_timm is not None:
+            shown = f"timm:{in_timm}"
+        elif ":" not in name:
+            raise _unknown(name)
+    by_timm = in_timm is not None and saved is None
+    by_timm = by_timm and weights == ("hub" if isinstance(name, HubModel) else "imagenet")
+    state = saved
+    if saved is None and weights is not None and not by_timm:
+        state = read_weights(shown, weights)
+    if shown in MODELS:
+        network = _from_zoo(shown, asked, state)
+    elif in_timm is not None:
+        network = from_timm(in_timm, asked, pretrained=by_timm)
+    elif isinstance(name, str) and name.startswith("hf-hub:"):
+        raise UsageError(
+            f"'{name}' is not taken from a file or a plan: it may be anybody's",
+            fix=f"name it on the command line: --model {name}",
+        )
     else:
-        raise _unknown(name)
+        network = _from_function(load(name) if isinstance(name, str) else name, asked, shown)
     classifier = Classifier(
         network, name=shown, mean=mean, std=std, image_px=image_px, num_classes=num_classes
     )
-    if not own:
+    if shown not in MODELS:
         _check_logits(classifier)
-    if weights is not None and not (shown.startswith("timm:") and weights == "imagenet"):
-        classifier.fit = load_weights(classifier, weights)
+    if by_timm:
+        classifier.fit = timm_fit(network, asked)
+    elif saved is None and state is not None:
+        classifier.fit = load_weights(classifier, state)
     return classifier
+
+
+def own(name: str) -> Callable[..., nn.Module]:
+    """The network that a name asked for just now stands for: `module:function`, `hf-hub:...`.
+
+    Raises:
+        ConfigError, UsageError: there is no such.
+    """
+    return HubModel(name) if name.startswith("hf-hub:") else load(name)
+
+
+def is_own(name: str) -> bool:
+    """Whether a name stands for something of the user's, which is never taken from a file."""
+    return ":" in name and not name.startswith("timm:")
 
 
 def check_name(name: str) -> None:
@@ -82,12 +116,17 @@ def check_name(name: str) -> None:
     Raises:
         UsageError, MissingExtra: as `build`.
     """
-    if name not in MODELS and timm_name(name) is None and ":" not in name:
+    if name.startswith("hf-hub:"):
+        HubModel(name)
+    elif name not in MODELS and timm_name(name) is None and ":" not in name:
         raise _unknown(name)
 
 
 def _unknown(name: str) -> UsageError:
-    return UsageError(f"there is no model '{name}'", fix=nearest(name, MODELS))
+    fix = nearest(name, MODELS)
+    if importlib.util.find_spec("timm") is None:
+        fix += '; names of timm need pip install "vidi[timm]"'
+    return UsageError(f"there is no model '{name}'", fix=fix)
 
 
 def _check_request(
@@ -107,7 +146,8 @@ def _check_request(
         raise UsageError(f"mean = {tuple(mean)}, std = {tuple(std)}: std has to be above zero")
 
 
-def _from_zoo(name: str, asked: dict[str, Any], *, pretrained: bool) -> nn.Module:
+def _from_zoo(name: str, asked: dict[str, Any], state: Mapping[str, Tensor] | None) -> nn.Module:
+    """`state`: weights that will be loaded into it, whose first filters it has to have."""
     spec = MODELS[name]
     if asked["image_px"] < spec.min_image_px:
         raise UsageError(
@@ -119,9 +159,11 @@ def _from_zoo(name: str, asked: dict[str, Any], *, pretrained: bool) -> nn.Modul
         if asked[setting] is not None and setting not in known:
             raise UsageError(f"model '{name}' has no {setting.replace('_', ' ')} to set")
     given = {key: value for key, value in asked.items() if key in known and value is not None}
-    if pretrained and "small_kernel" in known:
+    if state is not None and "small_kernel" in known:
         # The kernel of the weights stays; from scratch, a small image gets a smaller one.
-        given["small_kernel"] = 7
+        filters = state.get("network.conv1.weight", state.get("conv1.weight"))
+        small = filters is not None and filters.shape[-1] == 3
+        given["small_kernel"] = 3 if small else 7
     return spec.build(**given)
 
 
@@ -151,7 +193,9 @@ def _from_function(function: Any, asked: dict[str, Any], name: str) -> nn.Module
 
 
 def name_of(function: Callable[..., nn.Module]) -> str:
-    """The name that `config.load` finds it by, if it stands at the top of a module."""
+    """The name that `own` finds it by, if it stands at the top of a module."""
+    if isinstance(function, HubModel):
+        return function.name
     module = getattr(function, "__module__", type(function).__module__)
     return f"{module}:{getattr(function, '__qualname__', type(function).__qualname__)}"
 
@@ -165,10 +209,16 @@ def _check_logits(classifier: Classifier) -> None:
     try:
         with torch.no_grad():
             logits = classifier(images)
-    except RuntimeError as error:
+    # A network of somebody else's: whatever goes wrong in it is told in a line.
+    except Exception as error:
+        fix = "set data.image_px to the size that it is made for"
+        if classifier.channels == 1:
+            fix = "it may ask for colour: set data.channels = 3"
+        said = str(error).partition("\n")[0] or type(error).__name__
         raise UsageError(
             f"'{classifier.name}' fails on images of {classifier.channels} x {size} x {size}: "
-            f"{str(error).splitlines()[0]}"
+            f"{said}",
+            fix=fix,
         ) from error
     finally:
         classifier.train(was_training)

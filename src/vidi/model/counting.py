@@ -34,9 +34,19 @@ def facts(classifier: Classifier) -> ModelFacts:
         parameters=sum(parameter.numel() for parameter in classifier.network.parameters()),
         # torch counts a multiplication and its addition as two.
         multiply_adds=counter.get_total_flops() // 2,
+        activation_bytes=_activation_bytes_if_any(classifier),
         num_features=num_features,
         stages=tuple(name for name, _ in classifier.stages),
+        loaded="" if classifier.fit is None else str(classifier.fit),
     )
+
+
+def _activation_bytes_if_any(classifier: Classifier) -> int | None:
+    """None where a network of somebody else's cannot be shown four blank images in training."""
+    try:
+        return activation_bytes(classifier)
+    except (RuntimeError, ValueError):
+        return None
 
 
 def activation_bytes(classifier: Classifier) -> int:
@@ -68,7 +78,9 @@ def activation_bytes(classifier: Classifier) -> int:
     was_training = classifier.training
     classifier.train()
     try:
-        return (kept(4) - kept(2)) // 2
+        # What dropout draws here is not missing from what is drawn later.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return (kept(4) - kept(2)) // 2
     finally:
         classifier.train(was_training)
         with torch.no_grad():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,36 @@ import torch
 from torch import nn
 
 from vidi.errors import MissingExtra, UsageError, nearest
-from vidi.weights import is_file_name
+from vidi.facts import WeightsFacts
+from vidi.weights import Fit
 
 # "resnet50", "vit_small_patch16_224.augreg_in1k"; no path, no module, no address.
 _TIMM_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)?")
+# "hf-hub:timm/resnet18.a1_in1k", with a revision after "@".
+_HUB_NAME = re.compile(r"hf-hub:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A model that timm builds from a description on the Hugging Face hub, perhaps anybody's.
+
+    Only made of a name that was asked for just now, never of one that stands in a file.
+
+    Args:
+        name: "hf-hub:OWNER/NAME".
+
+    Raises:
+        UsageError: the name is not of that form.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if not _HUB_NAME.fullmatch(self.name):
+            raise UsageError(f"'{self.name}' is not of the form hf-hub:OWNER/NAME")
+
+    def __call__(self, **asked: Any) -> nn.Module:
+        return from_timm(self.name, asked, pretrained=False)
 
 
 def timm_name(name: str) -> str | None:
@@ -31,7 +59,7 @@ def timm_name(name: str) -> str | None:
         if asked:
             raise UsageError(
                 f"'{name}' is not the name of a timm model",
-                fix="names from the network are not taken here, only those that timm lists",
+                fix="names that timm lists follow 'timm:', models of the hub are hf-hub:OWNER/NAME",
             )
         return None
     if not asked and importlib.util.find_spec("timm") is None:
@@ -89,16 +117,18 @@ def declare_missing_operators() -> torch.library.Library | None:
     return declared
 
 
-def from_timm(name: str, asked: dict[str, Any], weights: str | None) -> nn.Module:
-    """A model of timm; its own code adapts stem and head, and loads its weights."""
+def from_timm(name: str, asked: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
+    """A model of timm; its own code adapts stem and head, and loads its weights.
+
+    Args:
+        name: as timm calls it, or "hf-hub:OWNER/NAME".
+
+    Raises:
+        UsageError: it does not take what is asked for, or its weights cannot be had.
+    """
     timm = import_timm()
-    if weights not in (None, "imagenet") and not is_file_name(weights):
-        raise UsageError(
-            f"there are no weights '{weights}' for model 'timm:{name}'",
-            fix="give 'imagenet' or a file",
-        )
     settings: dict[str, Any] = {
-        "pretrained": weights == "imagenet",
+        "pretrained": pretrained,
         "num_classes": asked["num_classes"],
         "in_chans": asked["channels"],
     }
@@ -106,6 +136,7 @@ def from_timm(name: str, asked: dict[str, Any], weights: str | None) -> nn.Modul
         settings["drop_rate"] = asked["dropout"]
     if asked["stochastic_depth"] is not None:
         settings["drop_path_rate"] = asked["stochastic_depth"]
+    shown = name if name.startswith("hf-hub:") else f"timm:{name}"
     try:
         # Networks of a fixed size (most transformers) have to be told; the others do not know it.
         try:
@@ -114,11 +145,80 @@ def from_timm(name: str, asked: dict[str, Any], weights: str | None) -> nn.Modul
             if "img_size" not in str(error):
                 raise
             network = timm.create_model(name, **settings)
-    except TypeError as error:
-        raise UsageError(f"model 'timm:{name}' does not take a setting: {error}") from None
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UsageError(
+            f"model '{shown}' does not take {asked['channels']} x {asked['image_px']} x "
+            f"{asked['image_px']} images or a setting: {_first_line(error)}",
+            fix="set data.image_px to the size that it is made for, or leave the setting out",
+        ) from None
     except (RuntimeError, OSError) as error:
         raise UsageError(
-            f"the weights of 'timm:{name}' cannot be had: {str(error).splitlines()[0]}",
-            fix="timm downloads them once; or train from scratch with model.weights = 'none'",
+            f"'{shown}' cannot be had: {_first_line(error)}",
+            fix="what is downloaded once stays; or train from scratch with model.weights = 'none'",
         ) from error
     return network
+
+
+def pretrained_facts(name: str) -> WeightsFacts:
+    """The pixels that timm's weights for a model were trained on.
+
+    Args:
+        name: as of `from_timm`.
+
+    Raises:
+        UsageError: timm has no weights for it, or its description cannot be had.
+    """
+    timm = import_timm()
+    if name.startswith("hf-hub:"):
+        try:
+            found, _, _ = timm.models.load_model_config_from_hf(name.removeprefix("hf-hub:"))
+        except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
+            raise UsageError(
+                f"the description of '{name}' cannot be had: {_first_line(error)}",
+                fix="look at the name and the network; what is downloaded once stays",
+            ) from error
+        config = timm.models.PretrainedCfg(**found)
+    else:
+        config = timm.get_pretrained_cfg(name)
+        if config is None or not config.has_weights:
+            raise UsageError(
+                f"timm has no pretrained weights for '{name}'",
+                fix="train from scratch with model.weights = 'none'; `vidi models --timm` lists "
+                "those that have some",
+            )
+    return WeightsFacts(
+        image_px=config.input_size[-1],
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
+        crop_fraction=config.crop_pct,
+    )
+
+
+def timm_fit(network: nn.Module, asked: Mapping[str, Any]) -> Fit:
+    """What timm did with its weights: all of them loaded, but for what it says of stem and head.
+
+    timm refuses a file that lacks a name or has another, except where the classes are others; then
+    it leaves the head out, and its own models have no further names.
+    """
+    config: Mapping[str, Any] = getattr(network, "pretrained_cfg", {})
+
+    def named(key: str) -> tuple[str, ...]:
+        given = config.get(key) or ()
+        return (given,) if isinstance(given, str) else tuple(given)
+
+    names = tuple(network.state_dict())
+    other_classes = asked["num_classes"] != config.get("num_classes")
+    heads = tuple(f"{name}." for name in named("classifier")) if other_classes else ()
+    replaced = tuple(name for name in names if heads and name.startswith(heads))
+    channels = asked["channels"]
+    reshaped = {}
+    if channels != (config.get("input_size") or (3,))[0]:
+        how = f"made to take {channels} channels"
+        reshaped = {f"{name}.weight": how for name in named("first_conv")}
+    matched = tuple(name for name in names if name not in {*replaced, *reshaped})
+    return Fit(matched, missing=(), unexpected=(), reshaped=reshaped, replaced=replaced)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -74,7 +74,8 @@ def choose_model(config: Config, facts: Facts) -> Choice:
     signs = small and (short_px < _THINGS_FROM_PX or dataset.grey)
     if asked.name is not None:
         offline = asked.name in OFFLINE_WEIGHTS and not (shown_small or signs)
-        return Choice(asked.name, asked.weights or ("imagenet" if offline else "none"), "asked for")
+        weights = "imagenet" if offline else "hub" if asked.name.startswith("hf-hub:") else "none"
+        return Choice(asked.name, asked.weights or weights, "asked for")
     if small and asked.weights in (None, "none"):
         why = ""
         if asked.weights is None and not (shown_small or signs):

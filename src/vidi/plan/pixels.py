@@ -27,7 +27,7 @@ def decide_pixels(
     enlarged = is_enlarged(dataset, pretrained=pretrained)
     if enlarged:
         size_rule = (ENLARGED_PX, "small images are enlarged; docs/measurements.md")
-    elif pretrained and weights is not None:
+    elif pretrained and weights is not None and weights.image_px is not None:
         size_rule = (weights.image_px, "the size that the weights were trained at")
     elif max(median_h, median_w) < TINY_IMAGE_PX and model_name in SMALL_NETWORKS:
         size_rule = (TINY_IMAGE_PX, "tiny images are shown larger; see docs/measurements.md")
@@ -54,7 +54,9 @@ def decide_pixels(
         store_rule = round(image_px / fraction), "a margin for random crops"
     store_px = decided.take("pixels.store_px", None, store_rule)
     channels_rule: tuple[Literal[1, 3], str] = (3, "colour")
-    if pretrained:
+    if pretrained and weights is not None and len(weights.mean) == 1:
+        channels_rule = (1, "the weights take grey")
+    elif pretrained:
         channels_rule = (3, "the weights take colour")
     elif dataset.grey:
         channels_rule = (1, "no image has colour")

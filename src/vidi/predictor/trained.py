@@ -23,7 +23,7 @@ from vidi.model import Classifier
 from vidi.own_data import plan_of, replaced_of
 from vidi.plan import Plan
 from vidi.predictor.predictor import NO_VIEWS, WITHOUT_VIEWS, Predictor
-from vidi.restore import build_model, load_best
+from vidi.restore import trained_model
 from vidi.run import Run
 
 
@@ -194,11 +194,8 @@ def restored(
     plan = plan_of(run)
     facts = Facts.model_validate_json(run.text("facts"))
     on_processor = plan.execution.model_copy(update={"device": "cpu"})
-    # The run's own weights are loaded below; the pretrained ones they began with are not needed.
-    unloaded = plan.model.model_copy(update={"weights": "none"})
-    plan = plan.model_copy(update={"execution": on_processor, "model": unloaded})
-    classifier = build_model(plan, model)
-    step = load_best(run, classifier)
+    plan = plan.model_copy(update={"execution": on_processor})
+    classifier, step = trained_model(run, plan, model)
     return plan, facts, classifier.eval(), step
 
 

@@ -36,7 +36,9 @@ def begun_job(
     job = build_job(plan, config, dataset, store, extensions, ranks)
     if state.step == 0:
         if ranks.is_first:
-            start_from_images(plan, prepared.model, dataset, store)
+            loaded = prepared.model.fit
+            if loaded is None or loaded.missing:
+                start_from_images(plan, prepared.model, dataset, store)
             if plan.head != "with_the_rest":
                 cache_dir = cache_folder(config.data.cache_dir)
                 fit_head(plan, prepared.model, dataset, store, cache_dir=cache_dir, say=say)

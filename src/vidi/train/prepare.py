@@ -124,6 +124,8 @@ def planned(
     dataset, store, facts, second, found = looked
     probe.configure(second.execution)
     classifier = build_model(second, own_model(second, config, extensions), initial=initial)
+    if classifier.fit is not None:
+        say(f"weights {second.model.weights}: {classifier.fit}")
     if facts.model is None:
         facts = facts.model_copy(update={"model": model.facts(classifier)})
     _check_sizes(second, classifier)
@@ -225,6 +227,7 @@ def looked_at(data: str | Path, config: Config, *, say: Say) -> Looked:
     for line in _described(dataset):
         say(line)
     choice = choose_model(config, facts)
+    model.fetch_weights(choice.name, choice.weights, say)
     facts = facts.model_copy(update={"weights": model.weights_facts(choice.name, choice.weights)})
     first = make(config, facts)
     dataset, store = decoded(dataset, first, config, say=say)
@@ -282,9 +285,7 @@ def own_model(
         or plan.model.name != config.model.name
     ):
         return extensions.model
-    if ":" in config.model.name and not config.model.name.startswith("timm:"):
-        return load(config.model.name)  # type: ignore[no-any-return]
-    return None
+    return model.own(config.model.name) if model.is_own(config.model.name) else None
 
 
 def build_state(plan: Plan, classifier: Classifier) -> State:

@@ -12,7 +12,7 @@ from vidi.errors import MismatchError
 from vidi.facts import Facts
 from vidi.own_data import Say, as_trained, config_of, decoded, has_gaps, plan_of, what_changed
 from vidi.plan import Plan, epochs_of, make, with_sharding
-from vidi.restore import Initial, build_model
+from vidi.restore import Initial, build_model, unpacked
 from vidi.run import Checkpoint, Run
 from vidi.train.prepare import (
     Extensions,
@@ -114,11 +114,16 @@ def restored(
         plan = plan.model_copy(update={"num_train": len(dataset.indices("train"))})
 
     probe.configure(plan.execution)
-    classifier = build_model(plan, own_model(plan, config, extensions), initial=initial)
-    state = build_state(plan, classifier)
     checkpoint, damaged = run.newest_checkpoint()
     for line in damaged:
         say(f"damaged, passed over: {line}")
+    saved = None
+    if checkpoint is not None:
+        origin = f"{run.path}, step {checkpoint.step}"
+        saved = unpacked(checkpoint.read("model.safetensors"), origin=origin)
+    own = own_model(plan, config, extensions)
+    classifier = build_model(plan, own, initial=initial, saved=saved)
+    state = build_state(plan, classifier)
     if checkpoint is not None:
         state.restore(checkpoint)
         say(f"continuing {run.path} from step {state.step} of {plan.last_step}")

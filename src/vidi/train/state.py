@@ -15,7 +15,7 @@ from vidi.errors import DamagedError
 from vidi.memory import Limit
 from vidi.model import Classifier
 from vidi.optim import Average
-from vidi.restore import load_weights
+from vidi.restore import put_weights, unpacked
 from vidi.schedule import PlateauState
 from vidi.shards import in_all, is_sharded, local, put, whole_on_first
 from vidi.train.ranks import Saved
@@ -223,16 +223,17 @@ class State:
         """
         counters = cast("dict[str, Any]", checkpoint.state)
         origin = f"step {checkpoint.step}"
-        load_weights(self.model, checkpoint.read("model.safetensors"), origin=origin)
+        own = unpacked(checkpoint.read("model.safetensors"), origin=origin)
+        put_weights(self.model, own, origin=origin)
         _unflatten(
             self.optimizer,
             safetensors.torch.load(checkpoint.read("optimizer.safetensors")),
             counters["optimizer_numbers"],
         )
         if self.average is not None and "ema.safetensors" in checkpoint.names:
-            load_weights(
-                self.average.model, checkpoint.read("ema.safetensors"), origin=f"{origin}, average"
-            )
+            origin = f"{origin}, average"
+            average = unpacked(checkpoint.read("ema.safetensors"), origin=origin)
+            put_weights(self.average.model, average, origin=origin)
             self.average.num_steps = counters["average_steps"]
         elif self.average is not None:
             self.average.reset(self.model)

@@ -28,7 +28,7 @@ from vidi.model import name_of
 from vidi.own_data import has_gaps, readable
 from vidi.plan import TIMEOUT_S, Plan, epochs_of, retimed
 from vidi.report import write
-from vidi.restore import build_model, load_best
+from vidi.restore import load_best, trained_model
 from vidi.run import Run, data_name, default_run_path
 from vidi.signals import Stop, watched
 from vidi.storage import DISK
@@ -221,8 +221,10 @@ def _train(
         if state.is_sharded:
             # The others have ended, and with them their parts.
             own = own_model(plan, config, asked.extensions)
-            prepared = replace(prepared, model=build_model(plan, own))
-        best_step = load_best(run, prepared.model)
+            model, best_step = trained_model(run, plan, own)
+            prepared = replace(prepared, model=model)
+        else:
+            best_step = load_best(run, prepared.model)
         # Short runs end before all pixels are there; the next one finds them in the cache.
         store.finish()
         if prepared.audit is None and store.complete:

@@ -35,7 +35,7 @@ from vidi.image import PixelContract
 from vidi.own_data import Say, audit_of, decoded, plan_of
 from vidi.plan import Plan, annealed, choose_model, make
 from vidi.report import write
-from vidi.restore import Initial, build_model, load_best, load_weights
+from vidi.restore import Initial, answering_weights, build_model, load_best, put_weights
 from vidi.run import Run
 from vidi.signals import watched
 from vidi.train.head import begun_job
@@ -285,13 +285,13 @@ def train_and_answer(
     run = Run.open(run_path)
     plan = plan_of(run)
     looked = shared.looked(config)
-    classifier = build_model(
-        plan, own_model(plan, config, shared.extensions), initial=shared.initial
-    )
     checkpoint, _ = run.newest_checkpoint()
     assert checkpoint is not None, "a finished trial has its last step"
-    name = "ema.safetensors" if "ema.safetensors" in checkpoint.names else "model.safetensors"
-    load_weights(classifier, checkpoint.read(name), origin=f"{run_path}, step {checkpoint.step}")
+    origin = f"{run_path}, step {checkpoint.step}"
+    saved = answering_weights(checkpoint, origin=origin)
+    own = own_model(plan, config, shared.extensions)
+    classifier = build_model(plan, own, initial=shared.initial, saved=saved)
+    put_weights(classifier, saved, origin=origin)
     loader = evaluation_loader(plan, looked.dataset, looked.store, "validation")
     device = torch.device(plan.execution.device)
     answers = None

@@ -34,7 +34,7 @@ from vidi.plan.budget import (
     smaller_px,
     tuning_rule,
 )
-from vidi.restore import build_model, load_best
+from vidi.restore import trained_model
 from vidi.run import Run
 from vidi.step import StepSettings
 from vidi.study import Rung, Trial
@@ -93,7 +93,8 @@ def _head(work: Work, shared: Shared, base: Mapping[str, Any]) -> float:
     """The first answer: a head on kept features. Returns images a second of a forward pass."""
     known = work.trial(HEAD)
     if known is not None and known.status == "finished":
-        work.knows(build_model(plan_of(work.study.trial_run(HEAD)), work.extensions.model))
+        run = work.study.trial_run(HEAD)
+        work.knows(trained_model(run, plan_of(run), work.extensions.model)[0])
         return float(known.parameters["forward"])
     settings = dict(base)
     ready = _ready(work, shared, settings)
@@ -352,8 +353,7 @@ def _after_the_head(work: Work, shared: Shared, forward: float) -> None:
     run = work.study.trial_run(HEAD)
     plan = plan_of(run)
     if work.trial(TUNED) is None and work.trial(LAST_STAGES) is None:
-        classifier = build_model(plan, work.extensions.model)
-        load_best(run, classifier)
+        classifier, _ = trained_model(run, plan, work.extensions.model)
         if (partly := _partly(work, shared, plan, classifier, forward)) is not None:
             work.doing("training the last stages from that head", partly[0].reason)
             _last_stages(work, shared, first, classifier, *partly)
@@ -468,10 +468,9 @@ def _average(work: Work, number: int, share: float, tuned: Trial, shared: Shared
     2022, both "soups" and WiSE-FT)."""
     source = work.study.trial_run(TUNED)
     plan = plan_of(source)
-    first = build_model(plan, work.extensions.model)
-    load_best(work.study.trial_run(int(tuned.parameters["start"])), first)
-    model = build_model(plan, work.extensions.model)
-    step = load_best(source, model)
+    started_from = work.study.trial_run(int(tuned.parameters["start"]))
+    first, _ = trained_model(started_from, plan, work.extensions.model)
+    model, step = trained_model(source, plan, work.extensions.model)
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.is_floating_point():

@@ -17,7 +17,7 @@ from vidi.model import Classifier
 from vidi.own_data import plan_of
 from vidi.plan import Plan
 from vidi.plan.budget import Counts, ending_s, export_s
-from vidi.restore import build_model, load_best
+from vidi.restore import load_best, trained_model
 from vidi.run import Run
 from vidi.signals import Stop
 from vidi.study import Rung, Study, Trial
@@ -239,8 +239,7 @@ class Work:
 
     def judge(self, run: Run, config: Config, shared: Shared, splits: Sequence[Split]) -> None:
         plan = plan_of(run)
-        classifier = build_model(plan, self.extensions.model)
-        load_best(run, classifier)
+        classifier, _ = trained_model(run, plan, self.extensions.model)
         looked = shared.looked(config)
         quick = quick_copy(plan, classifier)
         prepared = Prepared(looked.dataset, looked.store, looked.facts, plan, quick, shared.audit)
