@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ from vidi.signals import Stop, watched
 from vidi.space import Space
 from vidi.study import Rung, Status, Study, Trial, default_study_path
 from vidi.tune.budget import Clock, divide, judging_seconds, retraining_share, slack
+from vidi.tune.gain import say_gain
 from vidi.tune.mirror import Mirror, show_all
 from vidi.tune.request import PROGRESSIVE, AnySpace, Wanted, check, space_of
 from vidi.tune.rungs import (
@@ -219,6 +221,7 @@ class _Search:
             self.deadline = self.started_at + budget_s - spent_s - slack(budget_s)
         self.facts = self._opened()
         self.opened_s = time.monotonic() - self.started_at
+        self.study.note("opened the data", seconds=round(self.opened_s, 2))
         self._decide()
         self.mirror = Mirror(self.study, self.wanted.storage_url, say=self.say)
         self._search()
@@ -297,12 +300,12 @@ class _Search:
             )
         # What a trial has cost at its rungs: less than its steps where they are cheaper.
         costs = costs_of(wanted.fidelity, self.rules.shares)
+        rate = dataset.num_images("train") / decided["seconds_per_epoch"]
+        self.comparing_s = judging_seconds(self.num_validation, rate)
         self.clock = Clock(
             shares=tuple(cost / costs[-1] for cost in costs),
             full_s=float(decided["seconds_per_epoch"]) * decided["epochs"] * costs[-1],
-            judging_s=judging_seconds(
-                num_judged, dataset.num_images("train") / decided["seconds_per_epoch"]
-            ),
+            judging_s=judging_seconds(num_judged, rate) + self.comparing_s,
             retraining=self.retraining,
         )
         self.starts: list[dict[str, Any]] = [{}]
@@ -311,7 +314,10 @@ class _Search:
         self.wish = Wish(wanted.sampler, wanted.seed, wanted.trials)
 
     def _measure_and_divide(self, default_epochs: float, steps_per_epoch: int) -> None:
+        began_at = time.monotonic()
         answer = self._answer(0, {"do": "time", "config": self.config.to_toml()})
+        took_s = round(time.monotonic() - began_at, 2)
+        self.study.note("timed the first steps", seconds=took_s)
         seconds_per_epoch = float(answer["seconds_per_step"]) * steps_per_epoch
         division = divide(
             budget_s=None if self.deadline is None else self.deadline - time.monotonic(),
@@ -612,6 +618,7 @@ class _Search:
                 left_s = max(0.0, self.deadline - self.clock.judging_s - time.monotonic())
                 steps = int(0.95 * left_s * best.last.step / max(1e-3, best.last.seconds))
                 last_step = min(horizon, newest.step + max(1, steps))
+        began_at = time.monotonic()
         accuracy = best.last.accuracy if best.last else 0.0
         then = "judging it"
         if last_step is not None:
@@ -641,9 +648,31 @@ class _Search:
         self.study.note("concluding", trial=best.number, last_step=last_step)
         told = self._answer(0, message)["result"]
         self.study.note("answered", trial=best.number, **_part(told, "step", "accuracy"))
+        self._compare(best)
         about = self._retrained(best, config) if retrains else ()
         self.study.write_best(self._recipe_of(best), about=about)
         self.study.decide(answer=best.number)
+        took_s = round(time.monotonic() - began_at, 2)
+        self.study.note("made the answer", seconds=took_s)
+
+    def _compare(self, best: Trial) -> None:
+        """Say what the answer gained over the default, image by image, where there is time."""
+        first = self.trials.get(1)
+        left_s = math.inf if self.deadline is None else self.deadline - time.monotonic()
+        if first is None or first.last is None or best.number == 1 or left_s < self.comparing_s:
+            return
+        share = self.rules.shares[len(first.rungs) - 1]
+        stopped = "" if first.status == "finished" else f", stopped at {share:.0%} of its training"
+        run = self.study.trial_run(1)
+        config = self._config_of(first, for_a_worker=True).to_toml()
+        message = {"path": str(run.path.resolve()), "config": config, **self._of_the_rungs}
+        try:
+            self._answer(0, {"do": "answers", **message})
+            runs = run, Run.open(self.study.final_path)
+            words = f"trial {best.number} against {first.origin}{stopped}"
+            say_gain(self.study, best.number, runs, words, self.say)
+        except VidiError as error:
+            self.say(f"not compared with the default: {error.message}")
 
     def _stands(self, best: Trial) -> bool:
         """Whether this trial is the answer of an earlier call, whole, and as it is asked for now;
@@ -761,7 +790,7 @@ class _Search:
     ) -> Mapping[str, Any]:
         """Gives an idle worker something to do and waits for it. Others may go on meanwhile."""
         deaths = 0
-        urgent, stopping = message["do"] in ("finish", "conclude"), False
+        urgent, stopping = message["do"] in ("finish", "conclude", "answers"), False
         self.crew.send(worker, message)
         while True:
             event = self.crew.wait(_POLL_S)
