@@ -227,6 +227,7 @@ class Work:
         """
         config = self.config.with_settings(trial.settings)
         path = self.study.trial_run_path(trial.number)
+        self.study.note("started", trial=trial.number, spent_s=round(self.clock.spent_s, 2))
         self.write(replace(trial, status="running"))
         if Run.exists(path):
             run = Run.open(path)
@@ -270,9 +271,18 @@ class Work:
                 return
         done = replace(trial, status="finished", reason=reason)
         if state.best is not None:
-            best = state.best
-            done = done.with_rung(Rung(best.step, best.accuracy, best.log_loss, self.clock.spent_s))
+            best, seconds = state.best, self._seconds_of(trial)
+            done = done.with_rung(Rung(best.step, best.accuracy, best.log_loss, seconds))
         self.write(done)
+
+    def _seconds_of(self, trial: Trial) -> float:
+        """Since it was started first; the clock stands still while nothing runs."""
+        started_s = (
+            float(event["spent_s"])
+            for event in self.study.events.read()
+            if event["event"] == "started" and event["trial"] == trial.number
+        )
+        return self.clock.spent_s - min(started_s)
 
     def judged(self, trial: Trial, run: Run, shared: Shared) -> Trial:
         """The trial with what its weights are worth on the validation images, in float32."""
