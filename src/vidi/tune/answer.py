@@ -25,8 +25,6 @@ from vidi.words import chance, no_time
 EARLY_EXPORT: Final = 20.0
 # An export is begun with this share of the time that it is expected to take.
 EXPORT_SHARE: Final = 0.6
-# Writing the page of a study is not begun with less time left.
-PAGE_S: Final = 0.5
 
 
 def publish_early(work: Work, number: int) -> None:
@@ -90,7 +88,7 @@ def finish(work: Work, shared: Shared) -> None:
 
 def _write_page(work: Work) -> None:
     """The page of the study, which costs the fit neither its answer nor its time."""
-    if work.clock.left_s < PAGE_S and not work.stop:
+    if work.clock.left_s < work.page_s and not work.stop:
         work.tell(f"no time for the page of the study: vidi report {work.study.path}")
         return
     try:
