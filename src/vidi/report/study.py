@@ -514,7 +514,8 @@ def _doings(data: StudyData) -> dict[str, float]:
     parts: dict[str, float] = {}
     noted = [each for each in data.events if each.get("event") == "doing"]
     begins = [float(each.get("spent_s", 0.0)) for each in noted]
-    for each, begin, end in zip(noted, begins, [*begins[1:], data.spent_s], strict=False):
+    ends = [*begins[1:], data.spent_s] if noted else []
+    for each, begin, end in zip(noted, begins, ends, strict=True):
         name = without_places(_happened(each))
         parts[name] = parts.get(name, 0.0) + max(0.0, end - begin)
     return parts
