@@ -3,6 +3,8 @@
     python benchmarks/tune.py CIFAR10 --images 5000 --trainings 20 --out tune.json
     python benchmarks/tune.py CIFAR10 --images 1000 --trainings 12 --epochs 3 --seeds 1 \
         --model small_cnn --strategies asha,optuna            # a first look
+    python benchmarks/tune.py photos --image-px 128 --space tuning --epochs 3 \
+        --model efficientnet_lite0 --curve tune.svg           # fine-tuning, drawn
     python benchmarks/tune.py digits --trainings 4 --epochs 2      # to see that it works
 
 Random search trains N configs to the end, one after another. The others search the same space from
@@ -17,12 +19,14 @@ With the defaults this takes hours; nothing runs it by itself.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ from scipy.stats import spearmanr
 
 import vidi
 from vidi.config import Config
-from vidi.space import Space, choice, log_uniform, uniform
+from vidi.space import Distribution, Space, choice, log_uniform, uniform
 from vidi.study import Study
 from vidi.train.trial import Shared, advance
 
@@ -46,7 +50,20 @@ SPACE = Space.of(
         "augment.cutmix_alpha": choice(0.0, 1.0),
     }
 )
+# Around what vidi does by itself with a pretrained network.
+TUNING = Space.of(
+    {
+        "train.learning_rate": log_uniform(6e-5, 4e-3),
+        "train.weight_decay": log_uniform(5e-3, 0.5),
+        "train.batch_size": choice(16, 32, 64),
+        "train.label_smoothing": uniform(0.0, 0.2),
+        "train.layer_decay": choice(0.7, 0.85, 1.0),
+        "augment.policy": choice("none", "light", "medium"),
+    }
+)
+SPACES = {"scratch": SPACE, "tuning": TUNING}
 SHARES = (1 / 9, 1 / 3, 1.0)
+COLOURS = ("#888", "#06c", "#c60", "#083", "#a0a")
 
 
 def main() -> None:
@@ -57,9 +74,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=15.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model")
+    parser.add_argument("--image-px", type=int, help="side of the images; vidi's choice, if not")
+    parser.add_argument("--space", choices=tuple(SPACES), default="scratch")
     parser.add_argument("--schedule", default="trapezoid")
     parser.add_argument("--strategies", default="asha,pasha,halving,optuna")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--curve", type=Path, help="draw best accuracy against seconds, as SVG")
     asked = parser.parse_args()
     settings: dict[str, Any] = {
         "train.epochs": asked.epochs,
@@ -69,6 +89,8 @@ def main() -> None:
     }
     if asked.model:
         settings["model.name"] = asked.model
+    if asked.image_px:
+        settings["data.image_px"] = asked.image_px
     config = Config().with_settings(settings)
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="vidi-bench-") as folder:
@@ -91,15 +113,18 @@ def main() -> None:
             print(f"{name:8} as good as that in {reached} of {len(times)}")
     if asked.out:
         asked.out.write_text(json.dumps(results, indent=1) + "\n")
+    if asked.curve:
+        asked.curve.write_text(picture([one["curves"] for one in results], Path(asked.data).name))
 
 
 def _one_seed(
     data: str, config: Config, asked: argparse.Namespace, seed: int, folder: Path
 ) -> dict[str, Any]:
+    space = SPACES[asked.space]
     random = vidi.tune(
         data,
         config,
-        space=SPACE,
+        space=space,
         trials=asked.trainings,
         sampler="random",
         promotion="none",
@@ -110,12 +135,13 @@ def _one_seed(
     goal, budget_s = curves["random"][-1][1], curves["random"][-1][0]
     for name in asked.strategies.split(","):
         if name == "optuna":
-            curves[name] = _optuna(data, config, seed, folder / name, budget_s, goal)
+            until = (budget_s, goal)
+            curves[name] = _optuna(data, config, space, seed, folder / name, until)
         else:
             study = vidi.tune(
                 data,
                 config,
-                space=SPACE,
+                space=space,
                 # Opening the data and judging the answer are not part of the comparison.
                 minutes=(budget_s + 30) / 60,
                 promotion=name,
@@ -155,9 +181,13 @@ def _reached(curve: Sequence[tuple[float, float]], goal: float) -> float | None:
 
 
 def _optuna(
-    data: str, config: Config, seed: int, folder: Path, budget_s: float, goal: float
+    data: str, config: Config, space: Space, seed: int, folder: Path, until: tuple[float, float]
 ) -> list[tuple[float, float]]:
-    """TPE with Hyperband as Optuna's examples do it: a pruned trial is gone for good."""
+    """TPE with Hyperband as Optuna's examples do it: a pruned trial is gone for good.
+
+    until: seconds, and the accuracy at which it is done before.
+    """
+    budget_s, goal = until
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.HyperbandPruner(
         min_resource=1, max_resource=len(SHARES), reduction_factor=3
@@ -168,12 +198,16 @@ def _optuna(
     best = 0.0
     curve: list[tuple[float, float]] = []
     with Shared(data, config) as shared:
-        study.enqueue_trial({})
+        plan = shared.looked(config).plan
+        study.enqueue_trial(
+            {axis.label: nearest(axis.distribution, plan.setting(axis.name)) for axis in space}
+        )
         began_at = time.monotonic()
         while time.monotonic() - began_at < budget_s and best < goal:
             trial = study.ask()
-            settings = {axis.name: _asked(trial, axis) for axis in SPACE}
-            own = config.with_settings(settings)
+            settings = {axis.name: _asked(trial, axis) for axis in space}
+            # The first is the default itself; the sampler is told what lies nearest to it.
+            own = config.with_settings(settings) if trial.number else config
             for rung in range(len(SHARES)):
                 path = folder / f"{trial.number:04d}"
                 result = advance(path, shared, own, rung=rung, rungs=SHARES)
@@ -188,6 +222,15 @@ def _optuna(
                 curve.append((time.monotonic() - began_at, best))
             shutil.rmtree(path, ignore_errors=True)
     return curve
+
+
+def nearest(one: Distribution, value: Any) -> Any:
+    """The value, or what lies nearest to it in a distribution; its first where that is unknown."""
+    if one.contains(value):
+        return value
+    if one.kind == "choice" or value is None:
+        return one.at(0.0)
+    return min(one.high, max(one.low, value))
 
 
 def _asked(trial: optuna.Trial, axis: Any) -> Any:
@@ -210,6 +253,50 @@ def _rank_correlation(study: Study) -> dict[str, float]:
         for share, column in zip(SHARES[:-1], columns, strict=False)
         if len(table) > 2
     }
+
+
+def picture(curves: Sequence[Mapping[str, Sequence[tuple[float, float]]]], title: str) -> str:
+    """The best accuracy so far against seconds as an SVG image, a colour for each strategy."""
+    width, height, left, bottom = 720, 420, 64, 48
+    points = [point for one in curves for curve in one.values() for point in curve]
+    longest = max(seconds for seconds, _ in points)
+    accuracies = [accuracy for _, accuracy in points]
+    floor, top = min(accuracies), max(accuracies)
+
+    def at(seconds: float, accuracy: float) -> str:
+        x = left + (width - left - 120) * seconds / longest
+        y = height - bottom - (height - bottom - 40) * (accuracy - floor) / max(1e-9, top - floor)
+        return f"{x:.1f},{y:.1f}"
+
+    lines, names = [], [*curves[0]]
+    for name, colour in zip(names, itertools.cycle(COLOURS), strict=False):
+        for one in curves:
+            path = " ".join(at(*corner) for corner in _stairs(one[name], longest))
+            lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}"/>')
+        y = 40 + 20 * names.index(name)
+        lines.append(f'<text x="{width - 110}" y="{y}" fill="{colour}">{escape(name)}</text>')
+    marks = [
+        f'<text x="{left - 8}" y="{at(0, each).split(",")[1]}" text-anchor="end">{each:.1%}</text>'
+        for each in (floor, top)
+    ]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="#fff"/>'
+        f'<text x="{left}" y="24">{escape(title)}: best accuracy on validation images</text>'
+        f"{''.join(lines)}{''.join(marks)}"
+        f'<text x="{(left + width) // 2}" y="{height - 12}" text-anchor="middle">'
+        f"seconds, up to {longest:.0f}</text></svg>\n"
+    )
+
+
+def _stairs(curve: Sequence[tuple[float, float]], end_s: float) -> list[tuple[float, float]]:
+    """The corners of a line on which each accuracy holds until the next one."""
+    ends = [*(seconds for seconds, _ in curve[1:]), end_s]
+    return [
+        corner
+        for (begin, best), end in zip(curve, ends, strict=False)
+        for corner in ((begin, best), (end, best))
+    ]
 
 
 def subset(data: str, count: int, folder: Path) -> str:

@@ -937,3 +937,27 @@ def test_one_epoch_of_one_step_is_said_in_the_singular() -> None:
     assert plan.reasons["horizon_steps"] == "asked for 1 epoch of 1 step"
     plan = plan_for(asked(train__epochs=2.5, train__batch_size=50), dataset=few)
     assert plan.reasons["horizon_steps"] == "asked for 2.5 epochs of 2 steps"
+
+
+def test_a_plan_says_what_each_setting_became() -> None:
+    settings: dict[str, object] = {
+        "train__optimizer": "adamw",
+        "train__learning_rate": 0.03,
+        "train__momentum": 0.8,
+        "train__weight_decay": 0.01,
+        "train__schedule": "linear",
+        "train__warmup_fraction": 0.1,
+        "train__batch_size": 32,
+        "train__label_smoothing": 0.2,
+        "train__layer_decay": 0.7,
+        "train__epochs": 4,
+        "train__imbalance": "weighted",
+        "model__dropout": 0.3,
+        "augment__policy": "medium",
+        "data__image_px": 32,
+    }
+    plan = plan_for(asked(**settings))
+    for name, value in settings.items():
+        assert plan.setting(name.replace("__", ".")) == value, name
+    assert plan_for().setting("train.batch_size") == plan_for().batch_size
+    assert plan_for().setting("data.cache_dir") is None

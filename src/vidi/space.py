@@ -241,8 +241,9 @@ def default_space(config: Config, facts: DatasetFacts, *, pretrained: bool) -> S
     """What is worth trying on such images, of all that `config` leaves open.
 
     From scratch, ranges are around what trains small convolutional networks (Goyal et al. 2017; He
-    et al. 2019, "bag of tricks"); fine-tuning, around those of DeiT and ConvNeXt. Whether images
-    may be mirrored the plan decides from the images.
+    et al. 2019, "bag of tricks"), and where the optimizer is asked for only its own are left;
+    fine-tuning, around those of DeiT and ConvNeXt, which are AdamW's whatever is asked for. Whether
+    images may be mirrored the plan decides from the images.
     """
     found = _fine_tuning() if pretrained else _from_scratch(facts)
     counts = [count for count in facts.counts["train"] if count]
@@ -251,7 +252,7 @@ def default_space(config: Config, facts: DatasetFacts, *, pretrained: bool) -> S
     if undecided and max(counts) > 3 * min(counts):
         found |= _against_imbalance()
     open_ones = {name: given for name, given in found.items() if is_open(config, name)}
-    # Where the optimizer is asked for, only its own ranges are left.
+    # Ranges that wait for one of them are left where it was asked for so.
     settled = {
         "train.optimizer": config.train.optimizer,
         "train.imbalance": config.train.imbalance,

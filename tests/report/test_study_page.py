@@ -25,6 +25,7 @@ from vidi.errors import UsageError
 from vidi.facts import DatasetFacts
 from vidi.report import StudyData, load_study, render_study, study_views
 from vidi.report.importance import axes_of, importances
+from vidi.space import choice, log_uniform, uniform
 from vidi.study import Rung, Study, Trial
 
 # FAULTS.md L1: each must be shown as the text that it is.
@@ -74,6 +75,7 @@ def made_search(
         drawn.append((quality + float(rng.normal(0, 0.01)), settings))
     order = sorted(range(count), key=lambda k: -drawn[k][0])
     with study.lock():
+        study.decide(shares=[1 / 9, 1 / 3, 1.0])
         study.note("begun", why=texts[0])
         study.note("measured", seconds=4.2, why="the training step")
         for number, (quality, settings) in enumerate(drawn, start=1):
@@ -215,8 +217,8 @@ def test_a_winner_that_stands_out_is_told_from_one_that_was_lucky(tmp_path: Path
 
 def test_trials_are_compared_where_half_of_them_were_judged(tmp_path: Path) -> None:
     views = study_views(load_study(made_search(tmp_path / "s")))
-    assert views["trials"]["compared_step"] == RUNGS[0]
-    assert views["importance"]["step"] == RUNGS[0]
+    assert views["trials"]["compared"] == "11% of the training"
+    assert views["importance"]["compared"] == "11% of the training"
     for row in views["trials"]["rows"]:
         assert (row["score"] is None) == (row["status"] == "failed")
         assert row["score"] is None or row["score"] <= row["accuracy"]
@@ -225,13 +227,89 @@ def test_trials_are_compared_where_half_of_them_were_judged(tmp_path: Path) -> N
 def test_rungs_count_who_came_and_who_went_on(tmp_path: Path) -> None:
     study = made_search(tmp_path / "s")
     rungs = study_views(load_study(study))["rungs"]
-    assert [row["step"] for row in rungs["rows"]] == list(RUNGS)
+    after = ["11% of the training", "33% of the training", "the whole training"]
+    assert [row["after"] for row in rungs["rows"]] == after
     reached = [row["reached"] for row in rungs["rows"]]
     assert [row["went_on"] for row in rungs["rows"]] == [*reached[1:], 0]
     seconds = sum(trial.last.seconds for trial in study.trials() if trial.last)
     assert sum(row["seconds"] for row in rungs["rows"]) == pytest.approx(seconds, rel=1e-3)
     # In these trials nothing overtakes anything.
     assert [each["kept"] for each in rungs["order"]] == [1.0, 1.0]
+
+
+def written(path: Path, trials: Sequence[Trial], *, kind: Any = "tune", **decided: Any) -> Study:
+    study = Study.create(path, kind=kind, config=Config(), asked={"seed": 0})
+    with study.lock():
+        study.decide(**decided)
+        for trial in trials:
+            study.write_trial(trial)
+    return study
+
+
+def test_trials_with_other_batches_are_compared_after_equal_shares_of_their_training(
+    tmp_path: Path,
+) -> None:
+    def rungs(steps: Sequence[int], *accuracies: float) -> tuple[Rung, ...]:
+        return tuple(
+            Rung(step, accuracy, 0.5, step / 10)
+            for step, accuracy in zip(steps, accuracies, strict=False)
+        )
+
+    small, large = (400, 1200, 3600), (100, 300, 900)
+    trials = (
+        # After a third it has had more updates than the others have in the end.
+        Trial(1, {"train.batch_size": 32}, status="paused", rungs=rungs(small, 0.8, 0.95)),
+        Trial(2, {"train.batch_size": 128}, status="finished", rungs=rungs(large, 0.7, 0.8, 0.9)),
+        Trial(3, {"train.batch_size": 128}, status="paused", rungs=rungs(large, 0.6)),
+    )
+    views = study_views(loaded(written(tmp_path / "s", trials, shares=[1 / 9, 1 / 3, 1.0])))
+    assert views["trials"]["best"] == 2
+    assert views["summary"]["tried"][0]["title"] == "3 trials, 1 to the end"
+    assert views["summary"]["judged"]["accuracy"] == 0.9
+    rows = views["rungs"]["rows"]
+    assert [(row["reached"], row["went_on"], row["best"]) for row in rows] == [
+        (3, 2, 0.8), (2, 1, 0.95), (1, 0, 0.9),
+    ]  # fmt: skip
+    assert [row["seconds"] for row in rows] == [60.0, 100.0, 60.0]
+    assert views["trials"]["compared"] == "33% of the training"
+    assert [row["score"] for row in views["trials"]["rows"]] == [0.95, 0.8, None]
+    # No update is the same share of all of them.
+    assert views["curves"]["rungs"] == [900]
+
+
+def test_a_rung_that_a_trial_was_not_looked_at_is_none_that_it_reached(tmp_path: Path) -> None:
+    end = Rung(900, 0.9, 0.5, 9.0)
+    trials = (
+        # As a search writes down a trial that went on to its end at once.
+        Trial(1, {}, status="finished", rungs=(Rung(100, 0.6, 0.5, 1.0), end, end)),
+        Trial(2, {}, status="paused", rungs=(Rung(100, 0.5, 0.5, 1.0), Rung(300, 0.7, 0.5, 3.0))),
+    )
+    study = written(tmp_path / "s", trials, shares=[1 / 9, 1 / 3, 1.0])
+    rows = study_views(loaded(study))["rungs"]["rows"]
+    assert [(row["reached"], row["best"]) for row in rows] == [(2, 0.6), (1, 0.7), (1, 0.9)]
+
+
+def test_a_head_without_an_update_can_be_the_best_of_a_fit(tmp_path: Path) -> None:
+    trials = (
+        Trial(1, {}, status="finished", rungs=(Rung(0, 0.9, 0.3, 2.0),)),
+        Trial(3, {}, status="finished", rungs=(Rung(50, 0.8, 0.4, 20.0),)),
+    )
+    views = study_views(loaded(written(tmp_path / "s", trials, kind="fit")))
+    assert views["trials"]["best"] == 1
+    assert views["trials"]["compared"] == "the whole training"
+    assert [row["score"] for row in views["trials"]["rows"]] == [0.9, 0.8]
+    assert "rungs" not in views
+
+
+def test_the_answer_that_the_study_wrote_down_is_its_best(tmp_path: Path) -> None:
+    trials = [
+        Trial(number, {}, status="finished", rungs=(Rung(10, accuracy, 1.0, 1.0),))
+        for number, accuracy in ((1, 0.9), (2, 0.8))
+    ]
+    for answer in (1, 2):
+        study = written(tmp_path / str(answer), trials, answer=answer)
+        assert study_views(loaded(study))["trials"]["best"] == answer
+    assert study_views(loaded(written(tmp_path / "none", trials)))["trials"]["best"] == 1
 
 
 def test_the_best_settings_can_be_trained_as_they_stand(tmp_path: Path) -> None:
@@ -252,6 +330,76 @@ def test_time_is_added_up_by_what_it_was_spent_on(tmp_path: Path) -> None:
     assert seconds["trials that were stopped early"] == pytest.approx(expected, rel=1e-3)
     assert seconds["measured"] == 4.2
     assert time["events"][1]["about"] == "the training step; seconds 4.2"
+
+
+def test_the_time_of_a_fit_is_told_by_what_it_was_doing(tmp_path: Path) -> None:
+    trials = [Trial(1, {}, status="finished", rungs=(Rung(0, 0.9, 0.3, 4.0),))]
+    study = written(tmp_path / "s", trials, kind="fit")
+    with study.lock():
+        study.note("doing", what="looking at the images", why="", spent_s=1.0)
+        study.note("doing", what="fine-tuning", why="", spent_s=5.0)
+        study.note("started", trial=1, spent_s=5.5)
+        study.note("doing", what="judging", why="", spent_s=25.0)
+        study.keep_spent(28.0)
+    parts = study_views(load_study(study))["time"]["parts"]
+    assert {each["what"]: each["seconds"] for each in parts} == {
+        "fine-tuning": 20.0, "looking at the images": 4.0, "judging": 3.0,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def searched_digits(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return vidi.tune(
+        "digits",
+        settings={
+            "model.name": "mlp",
+            "train.epochs": 4,
+            "machine.probe": "never",
+            "machine.threads": 1,
+        },
+        space={
+            "train.learning_rate": log_uniform(0.01, 1.0),
+            "train.batch_size": choice(32, 64),
+            "train.label_smoothing": uniform(0.0, 0.2),
+        },
+        trials=14,
+        out=tmp_path_factory.mktemp("searched") / "s",
+    )
+
+
+def test_the_settings_of_a_real_search_have_their_importance(searched_digits: Study) -> None:
+    """Its first trial, the default, names none of them."""
+    assert searched_digits.trials()[0].settings == {}
+    views = study_views(load_study(searched_digits))
+    found = views["importance"]
+    assert found["trials"] == 14
+    assert {each["name"] for each in found["shares"]} == {
+        "train.learning_rate", "train.batch_size", "train.label_smoothing",
+    }  # fmt: skip
+    assert found["apart"] == []
+    first = views["trials"]["rows"][0]
+    assert first["settings"] == {}
+    names = [axis["name"] for axis in views["slices"]["axes"]]
+    decided = dict(zip(names, first["values"], strict=True))
+    plan = json.loads(searched_digits.trial_run(1).text("plan"))
+    assert decided["train.learning_rate"] == plan["optimizer"]["learning_rate_per_256"]
+    assert decided["train.label_smoothing"] == plan["label_smoothing"]
+
+
+def test_a_real_search_says_where_its_time_went(searched_digits: Study) -> None:
+    time = study_views(load_study(searched_digits))["time"]
+    seconds = {each["what"]: each["seconds"] for each in time["parts"]}
+    for part in ("opened the data", "timed the first steps", "made the answer"):
+        assert seconds[part] > 0.0
+    assert seconds["trials that were stopped early"] > 0.0
+    assert sum(seconds.values()) < searched_digits_took_s(searched_digits)
+
+
+def searched_digits_took_s(study: Study) -> float:
+    """From the first to the last thing that was noted, and opening the data before."""
+    events = study.events.read()
+    opened = next(each for each in events if each["event"] == "opened the data")
+    return float(events[-1]["at"] - opened["at"] + opened["seconds"])
 
 
 def test_a_search_whose_best_lie_at_the_edge_asks_for_a_wider_range(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vidi.config import parse
@@ -66,6 +67,10 @@ class Imagined:
         self.size = 1
         self.threads: int | None = None
         self.heard_at = 0.0
+        # How many of the validation images a run answers rightly, by its name.
+        self.right = {"0001": 150, "final": 150}
+        self.at_work: set[int] = set()
+        self.most_at_work = 0
 
     def __call__(self, size: int, log_path: Path) -> Imagined:
         del log_path
@@ -73,10 +78,13 @@ class Imagined:
         self.threads = 1 if size > 1 else None
         self.heard_at = time.monotonic()
         self.events.clear()
+        self.at_work.clear()
         return self
 
     def send(self, worker: int, message: Mapping[str, Any]) -> None:
         self.sent.append(message)
+        self.at_work.add(worker)
+        self.most_at_work = max(self.most_at_work, len(self.at_work))
         answer = self.misdeed(message) or self._done(message)
         if answer != "silence":
             self.events.append(Event(worker, answer))
@@ -85,7 +93,9 @@ class Imagined:
         del timeout_s
         if self.events:
             self.heard_at = time.monotonic()
-            return self.events.popleft()
+            event = self.events.popleft()
+            self.at_work.discard(event.worker)
+            return event
         assert time.monotonic() - self.heard_at < IDLE_S, "the search waits for nothing"
         return None
 
@@ -107,9 +117,13 @@ class Imagined:
                 return {"kind": "done", "seconds_per_step": 0.01}
             case "finish":
                 run = Run.create(Path(message["path"]), texts={"config": message["config"]})
+                self._answers(run)
                 if "test" in message["splits"]:
                     run.report_path.touch()
                 return {"kind": "done", "result": {}}
+            case "answers":
+                self._answers(Run.open(Path(message["path"])))
+                return {"kind": "done"}
             case "conclude":
                 Run.open(Path(message["path"])).report_path.touch()
                 return {"kind": "done", "result": {}}
@@ -134,6 +148,22 @@ class Imagined:
             "finished": share == 1.0,
         }
         return {"kind": "done", "result": result}
+
+    def _answers(self, run: Run) -> None:
+        keep_answers(run, self.right[run.path.name], FACTS.dataset.num_images("validation"))
+
+
+def keep_answers(run: Run, right: int, count: int) -> None:
+    """Predictions of so many validation images, of which the first so many are right."""
+    labels = np.arange(count) % 2
+    guessed = np.where(np.arange(count) < right, labels, 1 - labels)
+    probabilities = np.where(guessed[:, None] == np.arange(2), 0.9, 0.1).astype(np.float32)
+    arrays: dict[str, Any] = {
+        "ids": np.arange(count),
+        "labels": labels,
+        "probabilities": probabilities,
+    }
+    run.write_predictions("validation", arrays)
 
 
 PLAN = '{"horizon_steps": 90}'

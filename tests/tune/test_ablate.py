@@ -17,9 +17,11 @@ import psutil
 import pytest
 
 import vidi
+from vidi.config import Config
 from vidi.effects import of_study
 from vidi.errors import InUseError, MismatchError, TrainingError, UsageError
 from vidi.study import Study
+from vidi.train.trial import train_and_answer
 from vidi.tune import ablate as ablation
 
 SETTINGS: dict[str, object] = {
@@ -168,11 +170,25 @@ def test_minutes_too_few_for_the_base_say_how_many_are_needed(
     assert [trial.status for trial in Study.open(tmp_path / "a").trials()] == ["finished"]
 
 
-def test_a_level_that_fails_is_said_and_the_others_go_on(photos: Path, tmp_path: Path) -> None:
-    settings = {"model.name": "small_cnn", "train.learning_rate": 1.0}
-    study = ablated(photos, tmp_path / "a", factors=["learning_rate"], settings=settings)
+def test_a_level_that_fails_is_said_and_the_others_go_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(path: Path, shared: Any, config: Config, **how: Any) -> Any:
+        if config.train.accumulate == 4:
+            raise TrainingError("the loss is not finite")
+        return train_and_answer(path, shared, config, **how)
+
+    monkeypatch.setattr(ablation, "train_and_answer", diverges)
+    lines: list[str] = []
+    study = ablated(photos, tmp_path / "a", show=lambda line: lines.append(str(line)))
     assert study.report_path.exists()
-    assert all(trial.is_over for trial in study.trials())
+    failed = [trial for trial in study.trials() if trial.status == "failed"]
+    assert {trial.origin for trial in failed} == {"accumulation: batches in 4 parts"}
+    assert lines.count("failed: the loss is not finite") == len(failed) == 2
+    found = {each.factor: each for each in of_study(study)}
+    assert found["accumulation"].verdict == "failed"
+    assert found["accumulation"].reason == "the loss is not finite"
+    assert found["dropout"].estimate is not None
 
 
 def test_a_base_that_fails_ends_it(photos: Path, tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,16 +20,20 @@ from PIL import Image
 
 import vidi
 from vidi import config
+from vidi.cli import main
 from vidi.errors import ConfigError, Interrupted, MismatchError, UsageError
 from vidi.own_data import plan_of
 from vidi.plan import network, pixels
 from vidi.plan.budget import Trainings
+from vidi.report import load_study, study_views
 from vidi.run import Run
 from vidi.study import Study
 from vidi.train import Progress
 from vidi.train.features import Extractor
 from vidi.tune import answer, scratch
 from vidi.tune.fitting import Doing
+from vidi.tune.pretrained import greedy
+from vidi.tune.work import Work
 
 SCRATCH: dict[str, object] = {
     "model.name": "small_cnn",
@@ -100,7 +107,13 @@ def test_a_pretrained_network_gives_a_head_first_and_is_then_fine_tuned(tuned: S
     )
     places = [steps.index(each) for each in expected]
     assert places == sorted(places)
-    assert len(averages) == 2
+    assert [each.origin for each in averages[:2]] == [
+        "fine-tuning, averaged with 30% of its start",
+        "fine-tuning, averaged with 60% of its start",
+    ]
+    # Then each of the others with what is best so far.
+    assert len(averages) == 6
+    assert all("trials" in each.origin for each in averages[2:])
     assert all(each.last and each.last.accuracy > 0.9 for each in averages)
 
 
@@ -116,6 +129,37 @@ def test_an_average_lies_between_the_fine_tuning_and_its_start(tuned: Study) -> 
     between = 0.3 * weight(start) + 0.7 * weight(3)
     torch.testing.assert_close(weight(4), between)
     assert not torch.equal(weight(start), weight(3))
+    members = [int(number) for number in re.findall(r"\d+", tuned.trials()[5].origin)]
+    assert len(members) == 2
+    torch.testing.assert_close(weight(6), (weight(members[0]) + weight(members[1])) / 2)
+
+
+def averaged(worths: dict[tuple[int, ...], float]) -> tuple[tuple[int, ...], list[Any]]:
+    """What is taken of three candidates whose averages are worth that, and what was asked for."""
+    asked: list[Any] = []
+
+    def worth(numbers: Any) -> float | None:
+        asked.append(numbers)
+        return worths.get(numbers)
+
+    return greedy([(3, 0.90), (4, 0.89), (2, 0.85)], worth), asked
+
+
+def test_an_average_takes_in_what_makes_it_no_worse() -> None:
+    assert averaged({(3, 4): 0.90, (3, 4, 2): 0.92})[0] == (3, 4, 2)
+
+
+def test_what_makes_an_average_worse_is_left_out_of_it() -> None:
+    # The second is; the third is tried without it, and held against what is best so far.
+    taken, asked = averaged({(3, 4): 0.895, (3, 2): 0.91})
+    assert (taken, asked) == ((3, 2), [(3, 4), (3, 2)])
+    assert averaged({(3, 4): 0.93, (3, 4, 2): 0.92})[0] == (3, 4)
+    assert averaged({(3, 4): 0.80, (3, 2): 0.80})[0] == (3,)
+
+
+def test_without_time_for_more_averages_the_best_so_far_stays() -> None:
+    taken, asked = averaged({})
+    assert (taken, asked) == ((3,), [(3, 4)])
 
 
 def test_the_answer_alone_is_judged_by_the_test_images_and_once(tuned: Study) -> None:
@@ -140,6 +184,65 @@ def test_the_best_settings_plan_the_training_that_won(photos: Path, tuned: Study
     assert again == won
     first = tuned.trials()[0]
     assert asked.train.head_penalty == first.parameters["penalty"]
+
+
+def test_each_trial_has_its_own_seconds(tuned: Study) -> None:
+    seconds = [trial.last.seconds for trial in tuned.trials() if trial.last]
+    assert min(seconds) > 0.0
+    # One after another, besides what else was done.
+    assert sum(seconds) < tuned.spent_s()
+
+
+def test_the_study_has_a_page_that_leads_to_the_report_of_the_answer(tuned: Study) -> None:
+    assert tuned.report_path.read_text().startswith("<!doctype html>")
+    views = study_views(load_study(tuned))
+    assert tuned.path / views["summary"]["final_report"] == Run.open(tuned.final_path).report_path
+    (event,) = [each for each in tuned.events.read() if each["event"] == "ended"]
+    assert views["best"]["number"] == views["trials"]["best"] == event["answer"]
+    assert {each["number"] for each in views["curves"]["lines"]} >= {1, 3}
+    times = {each["what"]: each["seconds"] for each in views["time"]["parts"]}
+    assert times["fine-tuning all layers from there"] > 0.0
+    assert sum(times.values()) <= tuned.spent_s() + 0.01
+
+
+def test_the_command_says_where_the_page_is(
+    photos: Path, tuned: Study, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"--set={name}={json.dumps(value)}" for name, value in SMALL.items()]
+    words = ["vidi", "fit", str(photos), "--minutes", "3", "--out", str(tuned.path), "--to", "none"]
+
+    def printed(*more: str) -> str:
+        monkeypatch.setattr(sys, "argv", [*words, *settings, *more])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert not left.value.code
+        return capfd.readouterr().out
+
+    assert json.loads(printed("--json"))["page"] == str(tuned.report_path)
+    assert f"trials:  {tuned.report_path}" in printed()
+
+
+@pytest.mark.parametrize("why", ["could not be written: a bug of ours", "no time for the page"])
+def test_a_page_that_cannot_be_written_is_no_reason_to_lose_the_answer(
+    photos: Path, tuned: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    def fails(_: Study) -> Path:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(answer, "write_study", fails)
+    if "time" in why:
+        monkeypatch.setattr(Work, "page_s", 1e9)
+    # As after a kill at the very end.
+    shutil.copytree(tuned.path, tmp_path / "fit")
+    log = tmp_path / "fit" / "events.jsonl"
+    *before, last = log.read_text().splitlines(keepends=True)
+    assert '"ended"' in last
+    log.write_text("".join(before))
+    told: list[Any] = []
+    study = fit(photos, tmp_path / "fit", SMALL, show=told.append)
+    assert [line for line in told if why in str(line)]
+    assert any(event["event"] == "ended" for event in study.events.read())
 
 
 def test_few_held_out_images_are_said_to_tell_little(tuned: Study) -> None:
@@ -231,21 +334,44 @@ MANY: dict[str, object] = {
 }
 
 
+# What is learnt is learnt soon, and with this rate nothing is.
+SOON: dict[str, object] = {**MANY, "train.patience_epochs": 4}
+IDLE: dict[str, object] = {"train.learning_rate": 1e-9}
+
+
+@pytest.mark.parametrize("better", [1, 2])
 def test_of_several_trainings_the_best_is_kept_and_compared_with_the_default(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: int
+) -> None:
+    tried: list[Any] = [({}, "the default"), (dict(IDLE), "another")]
+    if better == 2:
+        tried = [(dict(IDLE), "the default"), ({}, "another")]
+    monkeypatch.setattr(scratch, "trainings_rule", decided_as("several", 2))
+    monkeypatch.setattr(scratch, "_portfolio", lambda *_: tried)
+    told: list[Any] = []
+    study = fit(many, tmp_path / "fit", SOON, minutes=5.0, show=told.append)
+    assert [trial.status for trial in study.trials()] == ["finished", "finished"]
+    (event,) = [each for each in study.events.read() if each["event"] == "ended"]
+    assert event["answer"] == better
+    compared = [each for each in study.events.read() if each["event"] == "compared"]
+    said = [line for line in told if str(line).startswith("another against the default: better")]
+    assert [each["trial"] for each in compared] == ([2] if better == 2 else [])
+    assert [each["why"] for each in compared] == said
+
+
+def test_the_default_is_tried_first_then_other_random_numbers(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scratch, "trainings_rule", decided_as("several", 2))
-    study = fit(many, tmp_path / "fit", MANY, minutes=5.0)
+
+    def stop(what: object) -> None:
+        if isinstance(what, Doing) and "training 2 of 2" in what.why:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    study = fit(many, tmp_path / "fit", SOON, minutes=5.0, show=stop)
     first, second = study.trials()
-    assert (first.status, second.status) == ("finished", "finished")
-    assert first.origin == "the default"
+    assert (first.origin, list(first.settings)) == ("the default", ["train.minutes"])
     assert second.settings["train.seed"] == 1
-    (event,) = [each for each in study.events.read() if each["event"] == "ended"]
-    ends = [(one.last.accuracy, -(one.last.log_loss or 0.0)) for one in (first, second) if one.last]
-    better = 1 + ends.index(max(ends))
-    assert event["answer"] == better
-    compared = [each["trial"] for each in study.events.read() if each["event"] == "compared"]
-    assert compared == ([2] if better == 2 else [])
 
 
 @pytest.mark.slow
@@ -320,12 +446,26 @@ def test_a_search_trains_its_best_settings_for_longer_within_the_time(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scratch, "trainings_rule", decided_as("search", 20))
-    study = fit(many, tmp_path / "fit", MANY, minutes=1.0)
+    told: list[Any] = []
+    study = fit(many, tmp_path / "fit", MANY, minutes=1.0, show=told.append)
     *searched, last = study.trials()
     assert last.origin.endswith("for longer")
     assert last.status == "finished"
     assert searched
     assert not any(name in last.settings for name in ("train.epochs", "train.schedule"))
+    # It is given what is left after the search, and no more.
+    begun = next(
+        one for one in told if isinstance(one, Doing) and one.what.endswith("settings longer")
+    )
+    longer_s = 60.0 * last.settings["train.minutes"]
+    assert 0.0 < longer_s < begun.budget_s - begun.elapsed_s
+    # Its learning rate has fallen to its end, wherever its time was over.
+    rates = [
+        each["learning_rate"]
+        for each in study.trial_run(last.number).metrics.read()
+        if each["kind"] == "train"
+    ]
+    assert rates[-1] < 0.05 * max(rates)
 
 
 def test_ctrl_c_ends_with_the_best_so_far(

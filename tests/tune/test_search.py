@@ -30,6 +30,7 @@ from vidi.errors import (
     UsageError,
 )
 from vidi.plan import make
+from vidi.report import load_study, study_views
 from vidi.space import choice, log_uniform
 from vidi.study import Study, Trial
 from vidi.tune import foreman
@@ -552,6 +553,7 @@ def test_sigterm_only_saves(tmp_path: Path, imagined: Imagined) -> None:
 
 def test_several_workers_are_all_busy(tmp_path: Path, imagined: Imagined) -> None:
     study = searched(tmp_path / "s", workers=3)
+    assert imagined.most_at_work == 3
     assert len(study.trials()) == 9
     assert len(imagined.advanced) == len(set(imagined.advanced))
     # They share the cores.
@@ -736,6 +738,68 @@ def test_few_images_to_choose_by_are_said(
     del imagined
 
 
+# ---- What the answer gained ----------------------------------------------------------------------
+
+# Everything that is suggested does better than the default.
+BETTER = {"train.learning_rate": log_uniform(0.09, 0.11)}
+
+
+@pytest.mark.parametrize(
+    ("right", "verdict"), [(190, "better"), (152, "cannot tell"), (110, "worse")]
+)
+def test_the_answer_is_held_against_the_default_image_by_image(
+    tmp_path: Path, imagined: Imagined, right: int, verdict: str
+) -> None:
+    imagined.right = {"0001": 150, "final": right}
+    lines: list[str] = []
+    study = searched(tmp_path / "s", space=BETTER, show=lines.append)
+    (event,) = events(study, "compared")
+    assert (event["trial"], event["verdict"]) == (study.decided["answer"], verdict)
+    assert event["why"] in lines
+    assert f"{(right - 150) / 2:+.2f} points on 200 images" in event["why"]
+    noise = [line for line in lines if "inside the noise" in line]
+    assert len(noise) == (verdict == "cannot tell")
+    titles = [each["title"] for each in study_views(load_study(study))["summary"]["tried"]]
+    assert ("The gain is inside the noise" in titles) == (verdict == "cannot tell")
+    assert ("Better than the first by more than chance" in titles) == (verdict == "better")
+
+
+def test_a_default_that_is_the_answer_is_held_against_nothing(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    study = searched(tmp_path / "s", space={"train.learning_rate": log_uniform(0.9, 1.0)})
+    assert study.decided["answer"] == 1
+    assert not events(study, "compared")
+    assert not sent(imagined, "answers")
+
+
+def test_what_cannot_be_compared_is_an_answer_all_the_same(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    def misdeed(message: Mapping[str, Any]) -> Any:
+        if message["do"] != "answers":
+            return None
+        why = {"error": "UsageError", "message": "no checkpoint", "fix": "", "exit_code": 2}
+        return {"kind": "failed", **why}
+
+    imagined.misdeed = misdeed
+    lines: list[str] = []
+    study = searched(tmp_path / "s", space=BETTER, show=lines.append)
+    assert "not compared with the default: no checkpoint" in lines
+    assert vidi.Run.exists(study.final_path)
+    assert not events(study, "compared")
+
+
+def test_what_a_search_does_besides_its_trials_takes_its_time_too(
+    tmp_path: Path, imagined: Imagined
+) -> None:
+    del imagined
+    study = searched(tmp_path / "s")
+    parts = study_views(load_study(study))["time"]["parts"]
+    besides = {"opened the data", "timed the first steps", "made the answer"}
+    assert besides <= {each["what"] for each in parts}
+
+
 # ---- Training once more on the validation images -------------------------------------------------
 
 
@@ -917,3 +981,28 @@ def test_the_best_of_smaller_images_is_a_recipe_that_has_them(tmp_path: Path) ->
     assert recipe[0] == 8
     assert recipe[-1] == 16
     assert vidi.Run.open(study.final_path).evaluated_splits() == ("test", "validation")
+
+
+def test_the_default_answers_every_validation_image_as_the_answer_does(tmp_path: Path) -> None:
+    """With a rate at which nothing is learnt the default cannot be the answer."""
+    study = vidi.tune(
+        "digits",
+        settings={
+            "model.name": "mlp",
+            "train.learning_rate": 1e-9,
+            "train.epochs": 2,
+            "machine.probe": "never",
+            "machine.threads": 1,
+        },
+        space={"train.learning_rate": log_uniform(0.1, 0.2)},
+        trials=2,
+        promotion="none",
+        out=tmp_path / "s",
+    )
+    (event,) = events(study, "compared")
+    assert (event["trial"], event["verdict"]) == (2, "better")
+    kept = study.trial_run(1).read_predictions("validation")
+    right = kept["probabilities"].argmax(1) == kept["labels"]
+    first = study.trials()[0].last
+    assert first is not None
+    assert right.mean() == pytest.approx(first.accuracy)

@@ -177,6 +177,7 @@ def _print_fit(study: Study, *, as_json: bool) -> None:
                 "study": str(study.path),
                 "run": str(run.path),
                 "report": str(run.report_path),
+                "page": str(study.report_path) if study.report_path.exists() else None,
                 "bundle": bundle and str(bundle),
                 "no_bundle_because": None if bundle else _why_no_bundle(study),
                 "best": str(study.best_path),
@@ -186,6 +187,8 @@ def _print_fit(study: Study, *, as_json: bool) -> None:
         return
     print_evaluation(evaluation)
     typer.echo(f"report:  {run.report_path}")
+    if study.report_path.exists():
+        typer.echo(f"trials:  {study.report_path}")
     typer.echo(f"config:  vidi train DATA --config {shlex.quote(str(study.best_path))}")
     typer.echo(f"predict: vidi predict {shlex.quote(str(bundle or run.path))} IMAGES...")
 

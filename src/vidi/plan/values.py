@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
@@ -18,6 +18,20 @@ from vidi.plan.network import networks_of
 FORMAT = 1
 
 Head = Literal["with_the_rest", "first", "only"]
+
+# Where a plan says what a setting of the config became, where that has another name there.
+_PLACES: Final = {
+    "data.image_px": "pixels.image_px",
+    "train.epochs": "num_epochs",
+    "train.imbalance": "loss.imbalance",
+    "train.learning_rate": "optimizer.learning_rate_per_256",
+    "train.loss": "loss.name",
+    "train.momentum": "optimizer.momentum",
+    "train.optimizer": "optimizer.name",
+    "train.schedule": "schedule.name",
+    "train.warmup_fraction": "schedule.warmup_fraction",
+    "train.weight_decay": "optimizer.weight_decay",
+}
 
 
 class ModelPlan(Frozen):
@@ -242,6 +256,14 @@ class Plan(Frozen):
         for part in name.split("."):
             value = getattr(value, part)
         return value
+
+    def setting(self, name: str) -> Any:
+        """What was decided for a setting of the config, such as "train.learning_rate"; None where
+        a plan does not say, or leaves it to the network."""
+        try:
+            return self._value(_PLACES.get(name, name.removeprefix("train.")))
+        except AttributeError:
+            return None
 
     @staticmethod
     def from_json(text: str, *, origin: str = "plan.json") -> Plan:

@@ -18,17 +18,19 @@ from vidi.report.study_data import (
     StudyData,
     View,
     best_trial,
-    compared_step,
+    compared_rung,
     finding,
     load_study,
     median,
     num_validation,
-    rung_at,
+    place,
+    rungs_of,
     short,
     shorts,
     step_to,
+    where,
 )
-from vidi.study import Study, Trial
+from vidi.study import Rung, Study, Trial
 from vidi.words import between, count, public, without_places
 
 # Lines of the picture of all curves, and points of one of them.
@@ -57,8 +59,8 @@ def render_study(data: StudyData) -> str:
 
 def study_views(data: StudyData) -> dict[str, View]:
     """All parts by name: what `vidi show STUDY VIEW --json` prints and the page reads."""
-    axes = axes_of([trial.settings for trial in data.trials])[:_MOST_AXES]
-    compared = compared_step(data.trials)
+    axes = axes_of([*data.values.values()])[:_MOST_AXES]
+    compared = compared_rung(data)
     made: dict[str, View] = {"summary": _summary(data)}
     judged = any(trial.rungs for trial in data.trials)
     if data.kind == "ablate":
@@ -69,8 +71,8 @@ def study_views(data: StudyData) -> dict[str, View]:
             made["parallel"] = {"axes": [dataclasses.asdict(axis) for axis in axes]}
             made["slices"] = {"axes": [dataclasses.asdict(axis) for axis in axes]}
             made["importance"] = _importance(data, axes, compared)
-        if data.kind != "ablate":
-            made["rungs"] = _rungs(data.trials)
+        if data.kind != "ablate" and data.num_rungs > 1:
+            made["rungs"] = _rungs(data)
     if data.best_toml is not None:
         made["best"] = _best(data)
     made["time"] = _time(data)
@@ -82,7 +84,7 @@ def study_views(data: StudyData) -> dict[str, View]:
 
 
 def _summary(data: StudyData) -> View:
-    best = best_trial(data.trials)
+    best = best_trial(data)
     view: View = {
         "study": data.name,
         "kind": data.kind,
@@ -91,6 +93,7 @@ def _summary(data: StudyData) -> View:
         "tried": _tried(data, best),
         "steps": _next(data, best),
         "figures": _figures(data),
+        "final_report": data.final_report,
     }
     if data.kind == "ablate":
         view["headline"] = ablation.headline(data)
@@ -143,24 +146,19 @@ def _tried(data: StudyData, best: Trial | None) -> list[View]:
     if data.kind == "ablate":
         said += ablation.tried(data)
     elif data.trials:
-        axes = axes_of([trial.settings for trial in data.trials])
+        axes = axes_of([*data.values.values()])
         names = ", ".join(_plain(axis.name) for axis in axes[:4])
         more = " and more" if axes[4:] else ""
-        furthest = sum(
-            1
-            for trial in data.trials
-            if trial.last and best and best.last and trial.last.step == best.last.step
-        )
         said.append(
             finding(
                 "fine",
-                f"{count(len(data.trials), 'trial')}, {furthest:,} to the end",
+                f"{count(len(data.trials), 'trial')}, {ended['finished']:,} to the end",
                 f"{count(len(axes), 'setting')} varied: {names}{more}." if axes else "None varied.",
                 "trials",
             )
         )
         if best is not None and best.last is not None:
-            said.append(_rivals(data, best))
+            said += [_rivals(data, best), *_against_the_first(data)]
     if ended["failed"]:
         first = next(trial for trial in data.trials if trial.status == "failed")
         said.append(
@@ -193,7 +191,7 @@ def _rivals(data: StudyData, best: Trial) -> View:
     others = [
         trial.last.accuracy
         for trial in data.trials
-        if trial.last and trial.last.step == best.last.step and trial.number != best.number
+        if trial.last and trial.number != best.number and _came_as_far(data, trial, best)
     ]
     if n is None or not others:
         return finding(
@@ -220,6 +218,26 @@ def _rivals(data: StudyData, best: Trial) -> View:
     )
 
 
+def _came_as_far(data: StudyData, trial: Trial, best: Trial) -> bool:
+    return trial.status != "failed" and place(data, trial)[0] == place(data, best)[0]
+
+
+_GAINS: Final = {
+    "better": ("fine", "Better than the first by more than chance"),
+    "worse": ("watch", "Worse than the first by more than chance"),
+    "cannot tell": ("watch", "The gain is inside the noise"),
+}
+
+
+def _against_the_first(data: StudyData) -> list[View]:
+    """What the study found of its answer and its first trial, image by image."""
+    noted = [each for each in data.events if each.get("event") == "compared"]
+    gain = _GAINS.get(str(noted[-1].get("verdict"))) if noted else None
+    if gain is None:
+        return []
+    return [finding(*gain, without_places(str(noted[-1].get("why", ""))), "trials")]
+
+
 def _next(data: StudyData, best: Trial | None) -> list[View]:
     if data.kind == "ablate":
         return [*ablation.next_steps(data)]
@@ -235,7 +253,7 @@ def _next(data: StudyData, best: Trial | None) -> list[View]:
                 "vidi train DATA --config best.toml",
             )
         )
-    axis = _at_the_edge(data.trials)
+    axis = _at_the_edge(data)
     if axis is not None:
         said.append(
             step_to(
@@ -265,20 +283,21 @@ def _next(data: StudyData, best: Trial | None) -> list[View]:
     return said
 
 
-def _at_the_edge(trials: Sequence[Trial]) -> tuple[Axis, str] | None:
+def _at_the_edge(data: StudyData) -> tuple[Axis, str] | None:
     """A number whose best trials all lie in the last fifth of what was tried, and which end."""
-    judged = sorted(
-        (trial for trial in trials if trial.last is not None),
-        key=lambda trial: (trial.last.step, trial.last.accuracy) if trial.last else (0, 0.0),
+    ranked = sorted(
+        (trial for trial in data.trials if trial.last is not None),
+        key=lambda trial: place(data, trial),
     )
+    judged = [data.values[trial.number] for trial in ranked]
     top = judged[-max(3, len(judged) // 10) :]
     if len(judged) < LEAST_TRIALS:
         return None
-    for axis in axes_of([trial.settings for trial in judged]):
-        if axis.scale == "choice" or any(axis.name not in trial.settings for trial in top):
+    for axis in axes_of(judged):
+        if axis.scale == "choice" or any(axis.name not in values for values in top):
             continue
         low, high = axis.low, axis.high
-        places = [float(trial.settings[axis.name]) for trial in top]
+        places = [float(values[axis.name]) for values in top]
         if axis.scale == "log":
             low, high = math.log(low), math.log(high)
             places = [math.log(each) for each in places]
@@ -346,7 +365,7 @@ def _curves(data: StudyData) -> View:
                     "accuracy": [short(points[step]) for step in steps],
                 }
             )
-    best = best_trial(data.trials)
+    best = best_trial(data)
     lines.sort(key=lambda each: -each["accuracy"][-1])
     kept = lines[:_MOST_LINES]
     kept.sort(key=lambda each: each["number"])
@@ -354,10 +373,17 @@ def _curves(data: StudyData) -> View:
         "lines": kept,
         "left_out": len(lines) - len(kept),
         "best": best.number if best else None,
-        "rungs": sorted({rung.step for trial in data.trials for rung in trial.rungs})[:12]
-        if data.kind != "ablate"
-        else [],
+        "rungs": _common_steps(data) if data.kind != "ablate" else [],
     }
+
+
+def _common_steps(data: StudyData) -> list[int]:
+    """The rungs that all trials met at the same update: with other batches it is another one."""
+    met: dict[int, set[int]] = {}
+    for trial in data.trials:
+        for number, rung in rungs_of(data, trial).items():
+            met.setdefault(number, set()).add(rung.step)
+    return sorted(min(steps) for steps in met.values() if len(steps) == 1)
 
 
 def _thinned(steps: Sequence[int]) -> list[int]:
@@ -367,13 +393,22 @@ def _thinned(steps: Sequence[int]) -> list[int]:
     return [steps[round(i * every)] for i in range(_MOST_POINTS)]
 
 
-def _importance(data: StudyData, axes: Sequence[Axis], step: int | None) -> View:
-    at = [(trial, rung) for trial in data.trials if (rung := rung_at(trial, step)) is not None]
-    found = importances(
-        [trial.settings for trial, _ in at], [rung.accuracy for _, rung in at], axes
-    )
-    apart = [axis.name for axis in axes if any(axis.name not in trial.settings for trial, _ in at)]
-    view: View = {"step": step, "trials": len(at), "least": LEAST_TRIALS, "apart": apart}
+def _importance(data: StudyData, axes: Sequence[Axis], compared: int) -> View:
+    common = [axis for axis in axes if axis.name in data.common]
+    at = [
+        (data.values[trial.number], rungs[compared].accuracy)
+        for trial in data.trials
+        # A plan may not say all, such as a dropout that is the network's own.
+        if compared in (rungs := rungs_of(data, trial))
+        and all(axis.name in data.values[trial.number] for axis in common)
+    ]
+    found = importances([values for values, _ in at], [score for _, score in at], common)
+    view: View = {
+        "compared": where(data, compared),
+        "trials": len(at),
+        "least": LEAST_TRIALS,
+        "apart": [axis.name for axis in axes if axis not in common],
+    }
     if found is None:
         return view | {"shares": [], "predicted": None, "resamples": 0}
     return view | {
@@ -387,41 +422,42 @@ def _importance(data: StudyData, axes: Sequence[Axis], step: int | None) -> View
     }
 
 
-def _rungs(trials: Sequence[Trial]) -> View:
+def _rungs(data: StudyData) -> View:
     rows = []
-    steps = sorted({rung.step for trial in trials for rung in trial.rungs})
-    for step in steps:
-        here = [(trial, rung) for trial in trials if (rung := rung_at(trial, step)) is not None]
-        accuracies = sorted(rung.accuracy for _, rung in here)
-        went_on = sum(1 for trial, _ in here if trial.last and trial.last.step > step)
+    known = [rungs_of(data, trial) for trial in data.trials]
+    numbers = sorted({number for rungs in known for number in rungs})
+    for number in numbers:
+        here = [rungs for rungs in known if number in rungs]
+        accuracies = sorted(rungs[number].accuracy for rungs in here)
         rows.append(
             {
-                "step": step,
+                "rung": number + 1,
+                "after": where(data, number),
                 "reached": len(here),
-                "went_on": went_on,
+                "went_on": sum(1 for rungs in here if max(rungs) > number),
                 "best": short(accuracies[-1]),
                 "median": short(median(accuracies)),
-                "seconds": short(sum(_own_seconds(trial, step) for trial, _ in here)),
+                "seconds": short(sum(_own_seconds(rungs, number) for rungs in here)),
             }
         )
-    return {"rows": rows, "order": _order_kept(trials, steps)}
+    return {"rows": rows, "order": _order_kept(data, known, numbers)}
 
 
-def _own_seconds(trial: Trial, step: int) -> float:
-    before = [rung.seconds for rung in trial.rungs if rung.step < step]
-    here = rung_at(trial, step)
-    return max(0.0, (here.seconds if here else 0.0) - (before[-1] if before else 0.0))
+def _own_seconds(rungs: Mapping[int, Rung], number: int) -> float:
+    before = max((n for n in rungs if n < number), default=None)
+    return max(0.0, rungs[number].seconds - (0.0 if before is None else rungs[before].seconds))
 
 
-def _order_kept(trials: Sequence[Trial], steps: Sequence[int]) -> list[View]:
+def _order_kept(
+    data: StudyData, known: Sequence[Mapping[int, Rung]], numbers: Sequence[int]
+) -> list[View]:
     """Between one rung and the next: how often of two trials the better one stayed the better."""
     found = []
-    for early, late in itertools.pairwise(steps):
+    for early, late in itertools.pairwise(numbers):
         pairs = [
-            (first.accuracy, then.accuracy)
-            for trial in trials
-            if (first := rung_at(trial, early)) is not None
-            and (then := rung_at(trial, late)) is not None
+            (rungs[early].accuracy, rungs[late].accuracy)
+            for rungs in known
+            if early in rungs and late in rungs
         ]
         kept = total = 0
         for i, (a, b) in enumerate(pairs):
@@ -430,14 +466,13 @@ def _order_kept(trials: Sequence[Trial], steps: Sequence[int]) -> list[View]:
                     total += 1
                     kept += (a > c) == (b > d)
         if total:
-            found.append(
-                {"early": early, "late": late, "trials": len(pairs), "kept": short(kept / total)}
-            )
+            ends = {"early": where(data, early), "late": where(data, late)}
+            found.append({**ends, "trials": len(pairs), "kept": short(kept / total)})
     return found
 
 
 def _best(data: StudyData) -> View:
-    best = best_trial(data.trials)
+    best = best_trial(data)
     return {
         "toml": _public_toml(data.best_toml or ""),
         "number": best.number if best else None,
@@ -451,24 +486,8 @@ def _public_toml(text: str) -> str:
 
 
 def _time(data: StudyData) -> View:
-    """Where the seconds went: trials by what became of them, and what the study noted itself."""
-    parts: dict[str, float] = {}
-    words = {
-        "finished": "trials that finished",
-        "paused": "trials that were stopped early",
-        "failed": "trials that failed",
-        "running": "trials that are running",
-    }
-    for trial in data.trials:
-        if trial.last is not None:
-            name = words.get(trial.status, "trials that wait")
-            parts[name] = parts.get(name, 0.0) + trial.last.seconds
-    # What a study notes with "seconds" and without a trial is work of its own.
-    for each in data.events:
-        seconds = each.get("seconds")
-        if isinstance(seconds, int | float) and "trial" not in each:
-            name = without_places(str(each.get("event", "")))
-            parts[name] = parts.get(name, 0.0) + float(seconds)
+    """Where the seconds went, and everything that happened."""
+    parts = _doings(data) or _by_trials(data)
     rows = sorted(parts.items(), key=lambda part: -part[1])
     started = next((float(e["at"]) for e in data.events if isinstance(e.get("at"), float)), None)
     return {
@@ -490,6 +509,40 @@ def _time(data: StudyData) -> View:
 _MOST_EVENTS: Final = 2_000
 
 
+def _doings(data: StudyData) -> dict[str, float]:
+    """Seconds by what a fit was doing; nothing of a study that does many things at a time."""
+    parts: dict[str, float] = {}
+    noted = [each for each in data.events if each.get("event") == "doing"]
+    begins = [float(each.get("spent_s", 0.0)) for each in noted]
+    ends = [*begins[1:], data.spent_s] if noted else []
+    for each, begin, end in zip(noted, begins, ends, strict=True):
+        name = without_places(_happened(each))
+        parts[name] = parts.get(name, 0.0) + max(0.0, end - begin)
+    return parts
+
+
+def _by_trials(data: StudyData) -> dict[str, float]:
+    """Seconds of trials by what became of them, and of what the study did besides."""
+    parts: dict[str, float] = {}
+    words = {
+        "finished": "trials that finished",
+        "paused": "trials that were stopped early",
+        "failed": "trials that failed",
+        "running": "trials that are running",
+    }
+    for trial in data.trials:
+        if trial.last is not None:
+            name = words.get(trial.status, "trials that wait")
+            parts[name] = parts.get(name, 0.0) + trial.last.seconds
+    # What a study notes with "seconds" and without a trial is work of its own.
+    for each in data.events:
+        seconds = each.get("seconds")
+        if isinstance(seconds, int | float) and "trial" not in each:
+            name = without_places(str(each.get("event", "")))
+            parts[name] = parts.get(name, 0.0) + float(seconds)
+    return parts
+
+
 def _happened(event: Mapping[str, Any]) -> str:
     """What a fit is doing is its event; others are called by what they are."""
     return str(event.get("what" if event.get("event") == "doing" else "event", ""))
@@ -509,11 +562,12 @@ def _told(value: Any) -> str:
     return worded(value)
 
 
-def _trials(data: StudyData, axes: Sequence[Axis], step: int | None) -> View:
-    best = best_trial(data.trials)
+def _trials(data: StudyData, axes: Sequence[Axis], compared: int) -> View:
+    best = best_trial(data)
     rows = []
     for trial in data.trials:
-        at, last = rung_at(trial, step), trial.last
+        at, last = rungs_of(data, trial).get(compared), trial.last
+        values = data.values[trial.number]
         rows.append(
             {
                 "number": trial.number,
@@ -527,10 +581,10 @@ def _trials(data: StudyData, axes: Sequence[Axis], step: int | None) -> View:
                 },
                 "values": [
                     None
-                    if axis.name not in trial.settings
-                    else axis.choices.index(worded(trial.settings[axis.name]))
+                    if axis.name not in values
+                    else axis.choices.index(worded(values[axis.name]))
                     if axis.scale == "choice"
-                    else trial.settings[axis.name]
+                    else values[axis.name]
                     for axis in axes
                 ],
                 # Judged where it can be compared with the others, and as far as it came.
@@ -541,7 +595,11 @@ def _trials(data: StudyData, axes: Sequence[Axis], step: int | None) -> View:
                 "seconds": short(last.seconds) if last else None,
             }
         )
-    return {"rows": rows, "compared_step": step, "best": best.number if best else None}
+    return {
+        "rows": rows,
+        "compared": where(data, compared),
+        "best": best.number if best else None,
+    }
 
 
 # ---- Words ---------------------------------------------------------------------------------------

@@ -277,16 +277,22 @@ def train_and_answer(
     deadline: float | None = None,
     tell: Show | None = None,
 ) -> TrialResult:
-    """`advance` to the end; what the last weights say of every validation image is then kept in the
-    run, so that trainings are compared image by image. Raises as `advance`."""
+    """`advance` to the end, and `keep_answers` there. Raises as `advance`."""
     result = advance(run_path, shared, config, deadline=deadline, tell=tell)
-    if not result.finished:
-        return result
+    if result.finished:
+        keep_answers(run_path, shared, config)
+    return result
+
+
+def keep_answers(run_path: Path, shared: Shared, config: Config) -> None:
+    """What the last weights of a trial say of every validation image is kept in its run, so that
+    trials are compared image by image. Raises UsageError where its weights are gone."""
     run = Run.open(run_path)
     plan = plan_of(run)
     looked = shared.looked(config)
     checkpoint, _ = run.newest_checkpoint()
-    assert checkpoint is not None, "a finished trial has its last step"
+    if checkpoint is None:
+        raise UsageError(f"{run.path} has no checkpoint any more", fix="train it again")
     origin = f"{run_path}, step {checkpoint.step}"
     saved = answering_weights(checkpoint, origin=origin)
     own = own_model(plan, config, shared.extensions)
@@ -302,7 +308,6 @@ def train_and_answer(
         "validation",
         {"ids": answers.ids, "labels": answers.labels, "probabilities": answers.probabilities},
     )
-    return result
 
 
 def shorten(run_path: Path, last_step: int) -> None:

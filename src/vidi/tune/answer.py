@@ -6,18 +6,18 @@ import shutil
 import time
 from typing import Any, Final
 
-from vidi import comparing
 from vidi.config import Config
 from vidi.errors import Interrupted, TrainingError, UsageError, VidiError
 from vidi.export import export as export_run
 from vidi.facts import SPLITS
 from vidi.own_data import plan_of
-from vidi.report import write
+from vidi.report import write, write_study
 from vidi.run import Run
 from vidi.study import Trial
 from vidi.train.retrain import LEARN, retrain, training_s
 from vidi.train.trial import Shared, copy_run
 from vidi.tune.budget import retraining_share
+from vidi.tune.gain import say_gain
 from vidi.tune.work import Work, counts_of
 from vidi.words import chance, no_time
 
@@ -44,14 +44,10 @@ def compare(work: Work, first: int) -> None:
     one = work.trial(first)
     if best is None or best.number == first or one is None or one.last is None:
         return
-    runs = [work.study.trial_run(number) for number in (first, best.number)]
-    if not all("validation" in run.evaluated_splits() for run in runs):
-        return
-    (found,) = comparing.compare(*runs, split="validation")
-    work.tell(f"{best.origin} against {one.origin}: {found.sentence}")
-    if found.verdict == "cannot tell":
-        work.tell("the gain is inside the noise of so few held-out images")
-    work.study.note("compared", trial=best.number, verdict=found.sentence)
+    runs = work.study.trial_run(first), work.study.trial_run(best.number)
+    if all("validation" in run.evaluated_splits() for run in runs):
+        words = f"{best.origin} against {one.origin}"
+        say_gain(work.study, best.number, runs, words, work.tell)
 
 
 def finish(work: Work, shared: Shared) -> None:
@@ -84,8 +80,21 @@ def finish(work: Work, shared: Shared) -> None:
         work.study.note("not exported", why=why)
     else:
         _export(work, run)
+    work.study.decide(answer=best.number)
+    _write_page(work)
     work.is_over = True
     work.study.note("ended", answer=best.number, spent_s=round(work.clock.spent_s, 2))
+
+
+def _write_page(work: Work) -> None:
+    """The page of the study, which costs the fit neither its answer nor its time."""
+    if work.clock.left_s < work.page_s and not work.stop:
+        work.tell(f"no time for the page of the study: vidi report {work.study.path}")
+        return
+    try:
+        write_study(work.study)
+    except Exception as error:
+        work.tell(f"the page of the study could not be written: {error}")
 
 
 def recipe(work: Work, best: Trial) -> tuple[Config, tuple[str, ...]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -47,9 +48,9 @@ from vidi.train.state import Best
 from vidi.train.training import decisions
 from vidi.train.trial import Shared
 from vidi.tune.answer import publish_early
-from vidi.tune.work import Work, counts_of
+from vidi.tune.work import Work, counts_of, rank
 
-# Shares of the fine-tuned weights in averages with those that the fine-tuning started from.
+# Shares of the fine-tuned weights in the first averages, with those that it started from.
 AVERAGED: Final = (0.7, 0.4)
 # Building and saving one of them.
 AVERAGE_S: Final = 2.0
@@ -96,6 +97,7 @@ def _head(work: Work, shared: Shared, base: Mapping[str, Any]) -> float:
         run = work.study.trial_run(HEAD)
         work.knows(trained_model(run, plan_of(run), work.extensions.model)[0])
         return float(known.parameters["forward"])
+    began_s = work.clock.spent_s
     settings = dict(base)
     ready = _ready(work, shared, settings)
     if isinstance(ready, int):
@@ -136,7 +138,7 @@ def _head(work: Work, shared: Shared, base: Mapping[str, Any]) -> float:
             status="finished",
             origin="a head on kept features",
             reason=reason,
-            rungs=(Rung(0, accuracy, log_loss, work.clock.spent_s),),
+            rungs=(Rung(0, accuracy, log_loss, work.clock.spent_s - began_s),),
             parameters={
                 "forward": forward,
                 "penalty": head.candidate.penalty,
@@ -402,6 +404,7 @@ def _last_stages(
     which: LastStages,
 ) -> None:
     """A trial whose last stages were trained on what the earlier ones say of the images."""
+    began_s = work.clock.spent_s
     source = work.study.trial_run(HEAD)
     plan, forward = plan_of(source), float(first.parameters["forward"])
     looked = shared.looked(work.config.with_settings(first.settings))
@@ -432,7 +435,7 @@ def _last_stages(
         status="finished",
         origin="the last stages, trained further",
         reason=f"{learnt.epochs:.1f} looks at every image, {learnt.steps:,} updates of {names}",
-        rungs=(Rung(learnt.steps, 0.0, None, work.clock.spent_s),),
+        rungs=(Rung(learnt.steps, 0.0, None, work.clock.spent_s - began_s),),
         parameters={**first.parameters, "num_train": len(dataset.indices("train"))},
     )
     trial = work.judged(trial, run, shared)
@@ -447,7 +450,8 @@ def _texts_of(run: Run) -> dict[str, str]:
 
 
 def _averages(work: Work, shared: Shared, forward: float) -> None:
-    """Judge the fine-tuning as its start was, and average the two where there is time."""
+    """Judge the fine-tuning as its start was, and average weights where there is time: the two
+    first, then the best of all (Wortsman et al. 2022, WiSE-FT and "soups")."""
     tuned = work.trial(TUNED)
     if tuned is None or tuned.last is None:
         return
@@ -455,34 +459,94 @@ def _averages(work: Work, shared: Shared, forward: float) -> None:
     if not run.evaluated_splits():
         work.doing("comparing", "is the fine-tuning better than what it began with?")
         tuned = work.judged(tuned, run, shared)
-    counts = counts_of(shared)
-    each_s = AVERAGE_S + judging_s(counts.validation, forward)
+    start = int(tuned.parameters["start"])
     for number, share in enumerate(AVERAGED, start=TUNED + 1):
-        spare_s = work.clock.left_s - work.ending_s(counts, forward, judged=False)
-        if work.trial(number) is None and not work.stop and spare_s >= each_s:
-            _average(work, number, share, tuned, shared)
+        origin = f"{tuned.origin}, averaged with {1 - share:.0%} of its start"
+        _average(work, shared, forward, number, {TUNED: share, start: 1 - share}, origin)
+    last = TUNED + len(AVERAGED)
+    alone = [one for one in work.study.trials() if one.number <= last and one.last is not None]
+    numbers = itertools.count(last + 1)
+
+    def worth(taken: Sequence[int]) -> float | None:
+        origin = f"trials {', '.join(map(str, taken))}, averaged"
+        shares = dict.fromkeys(taken, 1 / len(taken))
+        return _average(work, shared, forward, next(numbers), shares, origin)
+
+    greedy([(one.number, rank(one)[0]) for one in sorted(alone, key=rank, reverse=True)], worth)
 
 
-def _average(work: Work, number: int, share: float, tuned: Trial, shared: Shared) -> None:
-    """A trial whose weights lie between those of the fine-tuning and of its start (Wortsman et al.
-    2022, both "soups" and WiSE-FT)."""
-    source = work.study.trial_run(TUNED)
-    plan = plan_of(source)
-    started_from = work.study.trial_run(int(tuned.parameters["start"]))
-    first, _ = trained_model(started_from, plan, work.extensions.model)
-    model, step = trained_model(source, plan, work.extensions.model)
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(first.state_dict()[name], 1.0 - share)
+def greedy(
+    candidates: Sequence[tuple[int, float]], worth: Callable[[Sequence[int]], float | None]
+) -> tuple[int, ...]:
+    """Those of the candidates that make the best average, found by adding one after another: who
+    makes it worse is left out.
+
+    Args:
+        candidates: numbers, with what each is worth alone; the best comes first.
+        worth: what an average of some is worth; None where there is no time to find out.
+    """
+    (first, best), *others = candidates
+    taken: tuple[int, ...] = (first,)
+    for number, _ in others:
+        together = worth((*taken, number))
+        if together is None:
+            break
+        if together >= best:
+            taken, best = (*taken, number), together
+    return taken
+
+
+def _average(
+    work: Work,
+    shared: Shared,
+    forward: float,
+    number: int,
+    shares: Mapping[int, float],
+    origin: str,
+) -> float | None:
+    """A trial whose weights are those of others, each with its share; what it is worth, and None
+    where there is no time for it."""
+    known = work.trial(number)
+    if known is not None and known.last is not None and known.origin == origin:
+        return known.last.accuracy
+    counts, began_s = counts_of(shared), work.clock.spent_s
+    each_s = AVERAGE_S + judging_s(counts.validation, forward)
+    spare_s = work.clock.left_s - work.ending_s(counts, forward, judged=False)
+    if work.stop or spare_s < each_s:
+        return None
+    tuned, source = work.trial(TUNED), work.study.trial_run(TUNED)
+    assert tuned is not None
+    assert tuned.last is not None
+    plan, step = plan_of(source), tuned.last.step
+    model = _mean(work, plan, shares)
     run = work.kept_model(number, _texts_of(source), plan, model, Best(step, 0.0, 0.0, 0.0))
     trial = Trial(
         number=number,
         settings=tuned.settings,
         status="finished",
-        origin=f"{tuned.origin}, averaged with {1 - share:.0%} of its start",
-        reason="averages of weights are often better than both ends",
-        rungs=(Rung(step, 0.0, None, work.clock.spent_s),),
+        origin=origin,
+        reason="averages of weights are often better than each of them",
+        rungs=(Rung(step, 0.0, None, work.clock.spent_s - began_s),),
         parameters=tuned.parameters,
     )
-    work.judged(trial, run, shared)
+    judged = work.judged(trial, run, shared)
+    assert judged.last is not None
+    return judged.last.accuracy
+
+
+def _mean(work: Work, plan: Plan, shares: Mapping[int, float]) -> Classifier:
+    """The weights of some trials, each with its share."""
+
+    def network(number: int) -> Classifier:
+        return trained_model(work.study.trial_run(number), plan, work.extensions.model)[0]
+
+    (first, whole), *others = shares.items()
+    mean = network(first)
+    for number, share in others:
+        whole += share
+        values = network(number).state_dict()
+        with torch.no_grad():
+            for name, value in mean.state_dict().items():
+                if value.is_floating_point():
+                    value.lerp_(values[name], share / whole)
+    return mean

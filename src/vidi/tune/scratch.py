@@ -1,7 +1,8 @@
 """A fit of a network that is trained from scratch: one training, several, or a search.
 
 Whatever is tried, the default recipe is tried first and brought to its end, so that the answer is
-never worse than it on the images that are held out to choose by.
+never worse than it on the images that are held out to choose by. In a search that is the end of a
+trial, shorter than a training by itself and with a flat learning rate until its last part.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from vidi.study import Rung, Status, Study, Trial, default_study_path
 from vidi.tune.budget import Costs, Division, divide, judging_seconds, retraining_share, slack
 from vidi.tune.clock import Clock, kept
 from vidi.tune.foreman import MAX_RETRIES, Foreman, Outcome
+from vidi.tune.gain import say_gain
 from vidi.tune.mirror import Mirror, show_all
 from vidi.tune.request import PROGRESSIVE, AnySpace, Wanted, check, space_of
 from vidi.tune.rungs import (
@@ -70,7 +71,7 @@ NOTABLY_LONGER: Final = 1.2
 FEW_TO_JUDGE_BY: Final = 100
 
 # What the answer is made by: a signal that came before is obeyed by doing it.
-_OF_THE_ANSWER: Final = ("finish", "conclude")
+_OF_THE_ANSWER: Final = ("finish", "conclude", "answers")
 _POLL_S: Final = 0.2
 
 
@@ -231,6 +232,7 @@ class _Search:
         self.foreman = Foreman(self.crew, self._opening, log_path=log_path, say=self.say)
         self.facts = self._opened()
         self.opened_s = time.monotonic() - self.clock.started_at
+        self._note("opened the data", seconds=round(self.opened_s, 2))
         self._decide()
         url = self.wanted.storage_url
         self.mirror = self._written(lambda: Mirror(self.study, url, say=self.say))
@@ -316,12 +318,12 @@ class _Search:
             )
         # What a trial has cost at its rungs: less than its steps where they are cheaper.
         costs = costs_of(wanted.fidelity, self.rules.shares)
+        rate = dataset.num_images("train") / decided["seconds_per_epoch"]
+        self.comparing_s = judging_seconds(self.num_validation, rate)
         self.costs = Costs(
             shares=tuple(cost / costs[-1] for cost in costs),
             full_s=float(decided["seconds_per_epoch"]) * decided["epochs"] * costs[-1],
-            judging_s=judging_seconds(
-                num_judged, dataset.num_images("train") / decided["seconds_per_epoch"]
-            ),
+            judging_s=judging_seconds(num_judged, rate) + self.comparing_s,
             retraining=self.retraining,
         )
         self.starts: list[dict[str, Any]] = [{}]
@@ -372,8 +374,9 @@ class _Search:
         )
 
     def _measure_and_divide(self, default: Plan) -> None:
-        config = self._config_of({}, for_a_worker=True)
+        config, began_at = self._config_of({}, for_a_worker=True), time.monotonic()
         answer = self._answer({"do": "time", "config": config.to_toml()})
+        self._note("timed the first steps", seconds=round(time.monotonic() - began_at, 2))
         seconds_per_epoch = float(answer["seconds_per_step"]) * default.steps_per_epoch
         left_s = math.inf if self.deadline is None else self.deadline - time.monotonic()
         division = self._divided(default, seconds_per_epoch, left_s)
@@ -637,6 +640,7 @@ class _Search:
                 left_s = max(0.0, self.deadline - self.costs.judging_s - time.monotonic())
                 steps = int(0.95 * left_s * best.last.step / max(1e-3, best.last.seconds))
                 last_step = min(horizon, newest.step + max(1, steps))
+        began_at = time.monotonic()
         accuracy = best.last.accuracy if best.last else 0.0
         then = "judging it"
         if last_step is not None:
@@ -666,9 +670,31 @@ class _Search:
         self._note("concluding", trial=best.number, last_step=last_step)
         told = self._answer(message)["result"]
         self._note("answered", trial=best.number, **_part(told, "step", "accuracy"))
+        self._compare(best)
         about = self._retrained(best, config) if retrains else ()
         self._written(lambda: self.study.write_best(self._recipe_of(best), about=about))
         self._written(lambda: self.study.decide(answer=best.number))
+        took_s = round(time.monotonic() - began_at, 2)
+        self._note("made the answer", seconds=took_s)
+
+    def _compare(self, best: Trial) -> None:
+        """Say what the answer gained over the default, image by image, where there is time."""
+        first = self.trials.get(1)
+        left_s = math.inf if self.deadline is None else self.deadline - time.monotonic()
+        if first is None or first.status != "finished" or best.number == 1:
+            return
+        if left_s < self.comparing_s:
+            return
+        run = self.study.trial_run(1)
+        config = self._config_of(first.settings, for_a_worker=True).to_toml()
+        message = {"path": str(run.path.resolve()), "config": config, **self._of_the_rungs}
+        try:
+            self._answer({"do": "answers", **message})
+            runs = run, Run.open(self.study.final_path)
+            words = f"trial {best.number} against {first.origin}"
+            say_gain(self.study, best.number, runs, words, self.say)
+        except VidiError as error:
+            self.say(f"not compared with the default: {error.message}")
 
     def _stands(self, best: Trial) -> bool:
         """Whether this trial is the answer of an earlier call, whole, and as it is asked for now;

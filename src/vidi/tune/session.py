@@ -27,6 +27,7 @@ from vidi.train.trial import (
     advance,
     conclude,
     copy_run,
+    keep_answers,
     shorten,
     train_and_answer,
 )
@@ -80,6 +81,8 @@ class Session:
                     answer = self._advance(message)
                 case "train":
                     answer = self._train(message)
+                case "answers":
+                    answer = self._answers(message)
                 case "finish":
                     answer = self._finish(message)
                 case "conclude":
@@ -178,6 +181,11 @@ class Session:
             tell=self._tell,
         )
         return {"result": asdict(result)}
+
+    def _answers(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """What a trial says of the validation images, wherever it stands."""
+        keep_answers(Path(message["path"]), self._opened(), self._config_of(message))
+        return {}
 
     def _finish(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """A copy of a trial, trained to its end, or to an earlier one, and judged: the answer, or

@@ -32,6 +32,6 @@ export function renderImportance(root, view) {
     el("span", { class: "number" }, percent(each.share, 0)),
     el("span", { class: "hint" }, `${percent(each.low, 0)} to ${percent(each.high, 0)}`)))),
   el("p", { class: "hint" },
-    `Functional ANOVA of ${count(view.trials, "trial")} judged after ${view.step} updates; what is missing to 100% is due to settings together. Whiskers: the range over ${view.resamples} new draws of the trials.`));
+    `Functional ANOVA of ${count(view.trials, "trial")} judged after ${view.compared}; what is missing to 100% is due to settings together. Whiskers: the range over ${view.resamples} new draws of the trials.`));
   if (view.apart.length) root.append(el("p", { class: "hint" }, `Not in every trial, so not compared: ${view.apart.join(", ")}.`));
 }

@@ -74,6 +74,5 @@ export function renderParallel(root, view, trials) {
     box.replaceChildren(svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
       "aria-label": `${rows.length} trials over ${view.axes.length} settings` }, lines, drawnAxes));
   });
-  const step = trials.compared_step;
-  root.append(el("p", { class: "hint" }, `Accuracy after ${step} updates, which most trials reached. A line that is broken has no such setting.`));
+  root.append(el("p", { class: "hint" }, `Accuracy after ${trials.compared}, which most trials reached. A line that is broken has no such setting.`));
 }

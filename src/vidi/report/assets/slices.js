@@ -47,5 +47,5 @@ export function renderSlices(root, view, trials) {
       },
     });
   })));
-  root.append(el("p", { class: "hint" }, `Large: the best trial. Accuracy after ${trials.compared_step} updates.`));
+  root.append(el("p", { class: "hint" }, `Large: the best trial. Accuracy after ${trials.compared}.`));
 }

@@ -38,16 +38,17 @@ function renderStudySummary(root, view) {
     : view.judged ? goodOfTrials(view.judged) : [el("p", { class: "sure" }, "No trial was judged yet.")];
   root.append(el("div", { class: "first" }, el("div", { class: "good" }, good),
     el("div", { class: "wrong" }, el("h2", {}, view.headline ? "What was found" : "What was tried"), el("ul", {}, view.tried.map(finding))),
-    el("div", { class: "next" }, el("h2", {}, "What to do next"), el("ol", {}, view.steps.map(step)))),
+    el("div", { class: "next" }, el("h2", {}, "What to do next"), el("ol", {}, view.steps.map(step)),
+      view.final_report ? el("p", {}, el("a", { href: view.final_report }, "The report of the answer")) : null)),
   el("dl", { class: "figures" }, view.figures.map((each) => el("div", { class: "figure" }, el("dt", {}, each.label),
     el("dd", {}, el("span", { class: "value" }, each.value), el("span", { class: "hint" }, each.hint))))));
 }
 
 function renderRungs(root, view) {
   root.append(table({
-    caption: "Rungs", noun: ["rung", "rungs"], rows: view.rows, sort: [0, "ascending"], filter: (row) => String(row.step),
+    caption: "Rungs", noun: ["rung", "rungs"], rows: view.rows, sort: [0, "ascending"], filter: (row) => row.after,
     columns: [
-      { title: "Updates", numeric: false, value: (row) => row.step, cell: (row) => whole(row.step) },
+      { title: "After", value: (row) => row.rung, cell: (row) => row.after },
       { title: "Judged", numeric: true, value: (row) => row.reached, cell: (row) => whole(row.reached) },
       { title: "Went on", numeric: true, value: (row) => row.went_on, cell: (row) => whole(row.went_on) },
       { title: "Best", numeric: true, value: (row) => row.best, cell: (row) => percent(row.best) },
@@ -55,7 +56,7 @@ function renderRungs(root, view) {
       { title: "Training", numeric: true, value: (row) => row.seconds, cell: (row) => seconds(row.seconds) },
     ],
   }), ...view.order.map((each) => el("p", { class: "hint" },
-    `Of two of the ${whole(each.trials)} trials that went from ${whole(each.early)} to ${whole(each.late)} updates, the better one stayed the better in ${percent(each.kept, 0)} of the cases.`)));
+    `Of two of the ${whole(each.trials)} trials that went from ${each.early} to ${each.late}, the better one stayed the better in ${percent(each.kept, 0)} of the cases.`)));
 }
 
 function renderBest(root, view) {
