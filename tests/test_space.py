@@ -12,7 +12,8 @@ from hypothesis import strategies as some
 
 from vidi.config import Config
 from vidi.errors import ConfigError
-from vidi.facts import DatasetFacts
+from vidi.facts import DatasetFacts, Facts, Machine
+from vidi.plan import make
 from vidi.space import (
     Distribution,
     Space,
@@ -182,6 +183,45 @@ def test_the_default_space_can_be_searched_and_begins_with_the_default(pretraine
     assert ("train.layer_decay" in names) == pretrained
 
 
+MATTERS = {
+    "model.stochastic_depth", "model.dropout", "train.learning_rate", "train.weight_decay",
+    "train.optimizer", "train.momentum", "train.schedule", "train.warmup_fraction",
+    "train.batch_size", "train.label_smoothing", "train.ema_decay", "augment.policy",
+    "augment.mixup_alpha", "augment.cutmix_alpha",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("px", [32, 400])
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_full_space_has_what_matters_and_all_of_it_can_be_planned(
+    pretrained: bool, px: int
+) -> None:
+    dataset = facts(1600).model_copy(update={"height_px": (px,) * 3, "width_px": (px,) * 3})
+    space = default_space(Config(), dataset, pretrained=pretrained, full=True)
+    names = {axis.name for axis in space}
+    own = {"train.layer_decay", "train.freeze_stages"} if pretrained else {"model.name"}
+    assert names >= MATTERS | own
+    assert ("data.image_px" in names) == (pretrained or px == 400)
+    weights = "imagenet" if pretrained else "none"
+    asked = Config().with_settings({"train.epochs": 3.0, "model.weights": weights})
+    for number in range(1, 61):
+        found = suggest(space, asked, Wish("random", 0), [], number)
+        assert found is not None
+        made = make(asked.with_settings(found.settings), Facts(dataset=dataset, machine=MACHINE))
+        for name, value in found.settings.items():
+            told = made.setting(name)
+            assert told is None or told == pytest.approx(value), name
+
+
+def test_a_full_space_has_stochastic_depth_where_the_network_that_is_asked_for_does() -> None:
+    def names(model: str) -> set[str]:
+        asked = Config().with_settings({"model.name": model})
+        return {axis.name for axis in default_space(asked, facts(), pretrained=False, full=True)}
+
+    assert "model.stochastic_depth" in names("resnet50")
+    assert not {"model.stochastic_depth", "model.name"} & names("small_cnn")
+
+
 def test_what_was_asked_for_is_not_searched() -> None:
     asked = Config().with_settings({"train.optimizer": "adamw", "train.label_smoothing": 0.1})
     space = default_space(asked, facts(), pretrained=False)
@@ -211,6 +251,16 @@ def test_the_default_space_follows_the_images(
     assert ("train.imbalance" in axes) == imbalance
 
 
+MACHINE = Machine(
+    platform="p",
+    processor="p",
+    physical_cores=2,
+    usable_cores=2,
+    memory_bytes=1 << 33,
+    cpu_bfloat16=False,
+    python="3",
+    torch="2",
+)
 RARE = facts(50_000, rare=100)
 
 

@@ -237,15 +237,23 @@ def is_open(config: Config, name: str) -> bool:
     return getattr(getattr(config, section), field_name) is None
 
 
-def default_space(config: Config, facts: DatasetFacts, *, pretrained: bool) -> Space:
+def default_space(
+    config: Config, facts: DatasetFacts, *, pretrained: bool, full: bool = False
+) -> Space:
     """What is worth trying on such images, of all that `config` leaves open.
 
     From scratch, ranges are around what trains small convolutional networks (Goyal et al. 2017; He
     et al. 2019, "bag of tricks"), and where the optimizer is asked for only its own are left;
     fine-tuning, around those of DeiT and ConvNeXt, which are AdamW's whatever is asked for. Whether
     images may be mirrored the plan decides from the images.
+
+    full: everything that is known to matter, the network and the size of the images too, for
+    searches of many trials. How long a trial is remains what the time allows.
     """
     found = _fine_tuning() if pretrained else _from_scratch(facts)
+    if full:
+        found |= _more_of_fine_tuning(facts) if pretrained else _more_from_scratch(facts)
+        found |= _more_of_both(config, pretrained=pretrained)
     counts = [count for count in facts.counts["train"] if count]
     # Where the owner says how often images are drawn, that is the remedy.
     undecided = config.train.sampling in (None, "each") and not facts.weighted
@@ -254,6 +262,7 @@ def default_space(config: Config, facts: DatasetFacts, *, pretrained: bool) -> S
     open_ones = {name: given for name, given in found.items() if is_open(config, name)}
     # Ranges that wait for one of them are left where it was asked for so.
     settled = {
+        "model.name": config.model.name,
         "train.optimizer": config.train.optimizer,
         "train.imbalance": config.train.imbalance,
     }
@@ -312,6 +321,57 @@ def _fine_tuning() -> dict[str, Distribution | Sequence[Distribution]]:
         "model.dropout": uniform(0.0, 0.4),
         "augment.policy": choice("none", "light", "medium"),
         "augment.mixup_alpha": choice(0.0, 0.2),
+    }
+
+
+_Axes = dict[str, Distribution | Sequence[Distribution]]
+# Of the networks of a full space, that which has stochastic depth.
+_DEEP: Final = "resnet18"
+
+
+def _more_of_both(config: Config, *, pretrained: bool) -> _Axes:
+    depth: Distribution | None = uniform(0.0, 0.3)
+    if config.model.name is not None:
+        deep = config.model.name.startswith(("resnet", "efficientnet"))
+        depth = depth if deep else None
+    elif not pretrained:
+        depth = uniform(0.0, 0.3).when("model.name", _DEEP)
+    return {
+        "train.schedule": choice("trapezoid", "cosine", "linear"),
+        "train.warmup_fraction": uniform(0.0, 0.2),
+        "train.ema_decay": choice(0.0, 0.99, 0.998),
+        "augment.policy": choice("none", "light", "medium", "strong"),
+        "augment.mixup_alpha": choice(0.0, 0.2, 0.8),
+        "augment.cutmix_alpha": choice(0.0, 1.0),
+        "augment.erase_probability": choice(0.0, 0.25),
+        **({} if depth is None else {"model.stochastic_depth": depth}),
+    }
+
+
+def _more_from_scratch(facts: DatasetFacts) -> _Axes:
+    short_px = min(facts.height_px[1], facts.width_px[1])
+    found: _Axes = {"model.name": choice("small_cnn", "small_cnn_x2", _DEEP)}
+    # Smaller images are shown as they are, photos at any size.
+    if short_px >= 128:
+        found["data.image_px"] = choice(64, 96, 128)
+    return found
+
+
+def _more_of_fine_tuning(facts: DatasetFacts) -> _Axes:
+    photos = min(facts.height_px[1], facts.width_px[1]) >= 96
+    return {
+        "train.optimizer": choice("adamw", "sgd"),
+        "train.learning_rate": [
+            log_uniform(6e-5, 4e-3).when("train.optimizer", "adamw"),
+            log_uniform(3e-3, 0.3).when("train.optimizer", "sgd"),
+        ],
+        "train.momentum": uniform(0.8, 0.97).when("train.optimizer", "sgd"),
+        "train.weight_decay": [
+            log_uniform(1e-3, 0.3).when("train.optimizer", "adamw"),
+            log_uniform(1e-5, 5e-3).when("train.optimizer", "sgd"),
+        ],
+        "train.freeze_stages": choice(0, 1, 2),
+        "data.image_px": choice(160, 192, 224) if photos else choice(96, 128, 160),
     }
 
 

@@ -212,8 +212,8 @@ def tune(
         typer.Option(
             "--space",
             metavar="FILE",
-            help="What to try: a table \\[space] as TOML, or module:function.  [default: what is "
-            "worth trying on such images]",
+            help="What to try: a table \\[space] as TOML, module:function, or full: everything "
+            "that is known to matter.  [default: what is worth trying on such images]",
             show_default=False,
         ),
     ] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from vidi import space as spaces
 from vidi.config import Config, load
@@ -18,6 +18,8 @@ from vidi.tune.sampling import SAMPLERS, OwnSpace, Sampler
 PROGRESSIVE: Final = {"image_px": "progressive_px", "data_share": "progressive_data"}
 
 AnySpace = Space | Mapping[str, Distribution | Sequence[Distribution]] | OwnSpace | str | Path
+# Instead of a space: everything that is known to matter, of what the config leaves open.
+Full = Literal["full"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Wanted:
 
     data: str
     config: Config
-    space: Space | OwnSpace | None
+    space: Space | OwnSpace | Full | None
     minutes: float | None
     trials: int | None
     sampler: Sampler
@@ -43,6 +45,8 @@ class Wanted:
         """What a continued study has to ask for again."""
         if self.space is None:
             space: object = "what is worth trying"
+        elif self.space == "full":
+            space = "everything that is known to matter"
         elif isinstance(self.space, Space):
             space = self.space.to_json()
         else:
@@ -117,7 +121,9 @@ def _check_fidelity(wanted: Wanted) -> None:
         )
 
 
-def space_of(space: AnySpace | None) -> Space | OwnSpace | None:
+def space_of(space: AnySpace | None) -> Space | OwnSpace | Full | None:
+    if space == "full":
+        return "full"
     if isinstance(space, str) and ":" in space and not Path(space).exists():
         own: OwnSpace = load(space)
         return own

@@ -277,8 +277,10 @@ class _Search:
         own = wanted.space
         self.space: Space | OwnSpace = (
             own
-            if own is not None
-            else spaces.default_space(wanted.config, dataset, pretrained=self.pretrained)
+            if own is not None and own != "full"
+            else spaces.default_space(
+                wanted.config, dataset, pretrained=self.pretrained, full=own == "full"
+            )
         )
         self.config = wanted.config
         default = make(self._config_of({}), self.facts)
@@ -327,7 +329,7 @@ class _Search:
             retraining=self.retraining,
         )
         self.starts: list[dict[str, Any]] = [{}]
-        if wanted.space is None and isinstance(self.space, Space):
+        if wanted.space in (None, "full") and isinstance(self.space, Space):
             self.starts = spaces.portfolio(self.space, pretrained=self.pretrained)
         self.wish = Wish(wanted.sampler, wanted.seed, wanted.trials)
         self.ready = True
