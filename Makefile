@@ -18,7 +18,8 @@ test: $(VENV)/dev
 
 ## test-slow: kills at random moments, the report in a real browser, a long fuzz of the decoder, the largest networks
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu" --ignore=tests/zoo
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not gpu" tests/zoo
 
 ## test-all: both
 test-all: $(VENV)/dev

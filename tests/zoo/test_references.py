@@ -20,7 +20,7 @@ torchvision: Any = pytest.importorskip("torchvision")
 
 FAST = {"resnet18", "resnet50", "efficientnet_b0"}
 TORCHVISION = [
-    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
     for name in MODELS
     if name.startswith(("alexnet", "vgg", "resnet", "efficientnet_b"))
 ]
@@ -67,9 +67,14 @@ def assert_same_training_step(ours: nn.Module, theirs: nn.Module, batch: Tensor)
         assert (a - b).norm() <= 1e-4 * max(float(b.norm()), 1e-3)
 
 
-# The smallest size that is not treated as small, and the usual one.
-@pytest.mark.parametrize("image_px", [96, 224])
-@pytest.mark.parametrize("name", TORCHVISION)
+# The smallest size that is not treated as small; for some the usual one, too.
+@pytest.mark.parametrize(
+    ("name", "image_px"),
+    [
+        *(pytest.param(*name.values, 96, marks=name.marks) for name in TORCHVISION),
+        *((name, 224) for name in sorted(FAST)),
+    ],
+)
 def test_weights_outputs_and_gradients_equal_torchvision(name: str, image_px: int) -> None:
     theirs = shaken(torchvision.models.get_model(name, weights=None, num_classes=10))
     ours = MODELS[name].build(num_classes=10)
