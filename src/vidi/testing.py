@@ -17,6 +17,7 @@ from vidi import model
 from vidi.augment import ImageRandom, Transform
 from vidi.batch import Batch
 from vidi.errors import UsageError
+from vidi.words import first_line
 
 
 def check_schedule(schedule: Callable[[float], float], *, points: int = 1001) -> None:
@@ -264,8 +265,9 @@ def _check_training(network: nn.Module, images: Tensor, num_classes: int) -> Non
             ) from error
         # Whatever else goes wrong in somebody else's code is told in one sentence too.
         except Exception as error:
-            said = str(error).partition("\n")[0] or type(error).__name__
-            raise AssertionError(f"the model cannot train on a batch of {count}: {said}") from error
+            raise AssertionError(
+                f"the model cannot train on a batch of {count}: {first_line(error)}"
+            ) from error
         if logits.shape != (count, num_classes):
             raise AssertionError(f"the model gives {tuple(logits.shape)} for {count} images")
     if numpy_state != _numpy_state() or python_state != random.getstate():

@@ -48,6 +48,11 @@ def no_time(needed_s: float, left_s: float) -> str:
     return f"it would take {needed_s:.1f} s and there are {max(0.0, left_s):.1f}"
 
 
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says, in a line; what it is where it says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def p_value(p: float) -> str:
     """0.0214 -> "0.021", 0.0001 -> "<0.001"; none is zero."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"

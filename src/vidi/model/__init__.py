@@ -6,7 +6,7 @@ training, evaluation, an exported file and a server cannot differ in what they d
 
 from __future__ import annotations
 
-from vidi.model.building import build, check_name, is_own, name_of, own, start_from
+from vidi.model.building import build, check_name, name_of, own, start_from
 from vidi.model.checkpointing import checkpoint_activations
 from vidi.model.classifier import (
     Classifier,
@@ -17,7 +17,7 @@ from vidi.model.classifier import (
     set_head,
 )
 from vidi.model.counting import activation_bytes, facts
-from vidi.model.from_timm import HubModel, declare_missing_operators, import_timm
+from vidi.model.from_timm import HubModel, declare_missing_operators, import_timm, is_own
 from vidi.model.fusion import fused
 from vidi.model.listing import Listing, list_models
 from vidi.model.pretrained import fetch_weights, weights_facts

@@ -16,6 +16,7 @@ from vidi.errors import UsageError, nearest
 from vidi.model.classifier import Classifier
 from vidi.model.from_timm import HubModel, from_timm, timm_fit, timm_name
 from vidi.model.pretrained import load_weights, read_weights
+from vidi.words import first_line
 from vidi.zoo import MODELS
 
 
@@ -103,11 +104,6 @@ def own(name: str) -> Callable[..., nn.Module]:
         ConfigError, UsageError: there is no such.
     """
     return HubModel(name) if name.startswith("hf-hub:") else load(name)
-
-
-def is_own(name: str) -> bool:
-    """Whether a name stands for something of the user's, which is never taken from a file."""
-    return ":" in name and not name.startswith("timm:")
 
 
 def check_name(name: str) -> None:
@@ -214,10 +210,9 @@ def _check_logits(classifier: Classifier) -> None:
         fix = "set data.image_px to the size that it is made for"
         if classifier.channels == 1:
             fix = "it may ask for colour: set data.channels = 3"
-        said = str(error).partition("\n")[0] or type(error).__name__
         raise UsageError(
             f"'{classifier.name}' fails on images of {classifier.channels} x {size} x {size}: "
-            f"{said}",
+            f"{first_line(error)}",
             fix=fix,
         ) from error
     finally:

@@ -16,11 +16,18 @@ from torch import nn
 from vidi.errors import MissingExtra, UsageError, nearest
 from vidi.facts import WeightsFacts
 from vidi.weights import Fit
+from vidi.words import first_line
 
 # "resnet50", "vit_small_patch16_224.augreg_in1k"; no path, no module, no address.
 _TIMM_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)?")
 # "hf-hub:timm/resnet18.a1_in1k", with a revision after "@".
 _HUB_NAME = re.compile(r"hf-hub:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+
+
+def is_own(name: str) -> bool:
+    """Whether a name stands for something of the user's, which is never taken from a file:
+    `module:function`, or a model of the hub."""
+    return ":" in name and not name.startswith("timm:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +155,12 @@ def from_timm(name: str, asked: Mapping[str, Any], *, pretrained: bool) -> nn.Mo
     except (TypeError, ValueError, AssertionError) as error:
         raise UsageError(
             f"model '{shown}' does not take {asked['channels']} x {asked['image_px']} x "
-            f"{asked['image_px']} images or a setting: {_first_line(error)}",
+            f"{asked['image_px']} images or a setting: {first_line(error)}",
             fix="set data.image_px to the size that it is made for, or leave the setting out",
         ) from None
     except (RuntimeError, OSError) as error:
         raise UsageError(
-            f"'{shown}' cannot be had: {_first_line(error)}",
+            f"'{shown}' cannot be had: {first_line(error)}",
             fix="what is downloaded once stays; or train from scratch with model.weights = 'none'",
         ) from error
     return network
@@ -174,7 +181,7 @@ def pretrained_facts(name: str) -> WeightsFacts:
             found, _, _ = timm.models.load_model_config_from_hf(name.removeprefix("hf-hub:"))
         except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
             raise UsageError(
-                f"the description of '{name}' cannot be had: {_first_line(error)}",
+                f"the description of '{name}' cannot be had: {first_line(error)}",
                 fix="look at the name and the network; what is downloaded once stays",
             ) from error
         config = timm.models.PretrainedCfg(**found)
@@ -218,7 +225,3 @@ def timm_fit(network: nn.Module, asked: Mapping[str, Any]) -> Fit:
         reshaped = {f"{name}.weight": how for name in named("first_conv")}
     matched = tuple(name for name in names if name not in {*replaced, *reshaped})
     return Fit(matched, missing=(), unexpected=(), reshaped=reshaped, replaced=replaced)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -12,7 +12,7 @@ from vidi import weights as weights_module
 from vidi.errors import UsageError
 from vidi.facts import WeightsFacts
 from vidi.model.classifier import Classifier
-from vidi.model.from_timm import pretrained_facts, timm_name
+from vidi.model.from_timm import is_own, pretrained_facts, timm_name
 from vidi.weights import Fit, is_file_name
 from vidi.zoo import IMAGENET, MODELS, Weights
 from vidi.zoo.efficientnet import EfficientNet, with_our_names
@@ -36,7 +36,7 @@ def weights_facts(name: str, weights: str) -> WeightsFacts | None:
     """
     if weights == "none":
         return None
-    found = None if name in MODELS or ":" in name.removeprefix("timm:") else timm_name(name)
+    found = None if name in MODELS or is_own(name) else timm_name(name)
     if is_file_name(weights):
         return _facts_of_file(Path(weights), name, found)
     if weights == "hub" and name.startswith("hf-hub:"):

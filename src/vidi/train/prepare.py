@@ -50,7 +50,7 @@ from vidi.train.loop import Job
 from vidi.train.ranks import ALONE, Ranks
 from vidi.train.state import State, Window
 from vidi.winograd import takes_any
-from vidi.words import count
+from vidi.words import count, first_line
 
 # Batches of fewer values are augmented several at a time, until there are so many: digits at 16 px
 # train at 0.85 of the bare step with 32 Ki, at 0.95 with 128 Ki (docs/measurements.md).
@@ -153,7 +153,7 @@ def _check_sizes(plan: Plan, classifier: Classifier) -> None:
         except (RuntimeError, ValueError, AssertionError) as error:
             raise ConfigError(
                 f"train.progressive_px: '{plan.model.name}' cannot take images of {px} px: "
-                f"{str(error).splitlines()[0]}",
+                f"{first_line(error)}",
                 fix="give larger sizes, or another network: mlp and its like take one size only",
             ) from None
     classifier.train(was_training)

@@ -118,7 +118,9 @@ def restored(
     for line in damaged:
         say(f"damaged, passed over: {line}")
     saved = None
-    if checkpoint is not None:
+    # What a network is like that began with pretrained weights, its own tell as well: nothing is
+    # downloaded again.
+    if checkpoint is not None and plan.model.weights != "none":
         origin = f"{run.path}, step {checkpoint.step}"
         saved = unpacked(checkpoint.read("model.safetensors"), origin=origin)
     own = own_model(plan, config, extensions)

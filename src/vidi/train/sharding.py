@@ -10,6 +10,7 @@ from vidi.model import Classifier, own_parts
 from vidi.plan import Plan
 from vidi.train.prepare import build_optimizer
 from vidi.train.state import State
+from vidi.words import first_line
 
 
 def shard_state(state: State, plan: Plan) -> None:
@@ -29,8 +30,7 @@ def shard_state(state: State, plan: Plan) -> None:
             _try(model)
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"machine.sharding = 'full' cannot divide '{plan.model.name}': "
-            f"{str(error).splitlines()[0]}",
+            f"machine.sharding = 'full' cannot divide '{plan.model.name}': {first_line(error)}",
             fix="leave it out; machine.recompute = true and train.accumulate save memory too",
         ) from error
     state.take_over(build_optimizer(plan, state.model))

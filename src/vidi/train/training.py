@@ -49,7 +49,7 @@ from vidi.train.ranks import AGREE_EVERY_STEPS, Ranks, Saved, joined, num_restar
 from vidi.train.resume import reopened
 from vidi.train.state import State
 from vidi.train.watching import costs, profiled
-from vidi.words import count
+from vidi.words import count, first_line
 
 # What a display needs: a line of text, or a moment of the run.
 Show = Callable[[str | Progress], None]
@@ -318,7 +318,7 @@ def drive(
         if "deterministic implementation" in str(error):
             raise TrainingError(
                 f"machine.deterministic = true, and an operation of this network has no such form: "
-                f"{str(error).splitlines()[0]}",
+                f"{first_line(error)}",
                 fix="use another layer, or set machine.deterministic = false",
             ) from error
         raise

@@ -16,7 +16,7 @@ from vidi.cores import usable_cores
 from vidi.errors import Interrupted, MissingExtra, UsageError
 from vidi.signals import Stop, obeying
 from vidi.tune.workers import Event
-from vidi.words import count
+from vidi.words import count, first_line
 
 # An actor is asked so often whether it has something to tell.
 _POLL_S: Final = 0.1
@@ -125,7 +125,7 @@ class Actors:
                 ray.init(**where, log_to_driver=False, include_dashboard=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UsageError(
-                    f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}",
+                    f"there is no Ray cluster at {address}: {first_line(error)}",
                     fix='give the address of its head, "auto", or "local" for one on this machine',
                 ) from None
         self._share = fair_share(

@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 from vidi.errors import UsageError
 from vidi.study import Study, Trial
 from vidi.tune.sampling import as_optuna
+from vidi.words import first_line
 
 _SIDE_FILES: Final = ("", "-wal", "-shm", "-journal")
 
@@ -56,7 +57,7 @@ class Mirror:
             self._open(url or study.database_url, name)
         except Exception as error:
             if url is not None:
-                first = str(error).splitlines()[0]
+                first = first_line(error)
                 raise UsageError(
                     f"cannot use the database: {type(error).__name__}: {first}",
                     fix="give an address of SQLAlchemy's, such as postgresql://user@host/name",
@@ -124,7 +125,7 @@ class Mirror:
         self._known[trial.number] = number, len(trial.rungs), state
 
     def _give_up(self, error: Exception) -> None:
-        self._say(f"the database for the dashboard cannot be written: {str(error).splitlines()[0]}")
+        self._say(f"the database for the dashboard cannot be written: {first_line(error)}")
         self.close()
 
 
